@@ -1,0 +1,380 @@
+"""`fit`, `validate`, `test` and `predict`: LightningCLI in subclass mode over one run folder."""
+
+import importlib
+import os
+import pkgutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jsonargparse
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from kvc.callbacks.progress import LineProgress
+from kvc.callbacks.result import ResultWriter
+from kvc.callbacks.throughput import Throughput
+from kvc.core.checkpoint_io import AtomicCheckpointIO
+from kvc.core.datamodule import KvcDataModule
+from kvc.core.evaluation import Evaluation
+from kvc.core.files import digest_files
+from kvc.core.method import Method
+from kvc.core.module import KvcModule
+from kvc.core.seeds import DEFAULT_SEED
+from kvc.errors import UserError
+from kvc.messages import one_sentence
+from kvc.runs import RUNS, RunFolder
+
+DESCRIPTIONS = {
+    "fit": "Train a method, then evaluate its best checkpoint. The same folder goes on where it stopped.",
+    "validate": "Evaluate on the validation split, into RUN/eval/validate.",
+    "test": "Evaluate on the test split, into RUN/eval/test.",
+    "predict": "Write predictions for the test split without scoring them, into RUN/eval/predict.",
+}
+EXAMPLES = {
+    "fit": """examples:
+  python -m kvc fit --config configs/comp/tiny.yaml --name first
+  python -m kvc fit --config configs/comp/tiny.yaml --run_dir /data/run1 --model.optim.lr 1e-3
+  python -m kvc fit --config configs/comp/llama31_8b.yaml --trainer configs/trainer/ddp4_bf16.yaml --name 8b
+  python -m kvc fit --model.help kvc.methods.comp.CompClassifier    (what a method takes)""",
+    "validate": """examples:
+  python -m kvc validate --run runs/first""",
+    "test": """examples:
+  python -m kvc test --run runs/first                     (the run's own data)
+  python -m kvc test --run runs/first --config other_data.yaml --eval_name other
+  python -m kvc test --config configs/lm/report.yaml --name report   (an Evaluation: nothing is trained)""",
+    "predict": """examples:
+  python -m kvc predict --run runs/first --data.init_args.path traces.jsonl""",
+}
+
+
+class Parser(LightningArgumentParser):
+    """Parser whose errors are one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise `UserError` with the heart of jsonargparse's message."""
+        raise UserError(one_sentence(message)) from ex
+
+
+class Cli(LightningCLI):
+    """LightningCLI that knows the run folder."""
+
+    def __init__(self, argv: list[str]) -> None:
+        jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.folder = RunFolder(Path())
+        self.trained: RunFolder | None = None
+        self.resuming = False
+        self.exit_code = 0
+        super().__init__(
+            KvcModule,
+            KvcDataModule,
+            save_config_callback=None,
+            seed_everything_default=DEFAULT_SEED,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "python -m kvc",
+                **{
+                    name: {
+                        "description": text,
+                        "epilog": EXAMPLES[name],
+                        "formatter_class": _Formatter,
+                        "prog": f"python -m kvc {name}",
+                    }
+                    for name, text in DESCRIPTIONS.items()
+                },
+            },
+            args=argv,
+        )
+
+    # ------------------------------------------------------------------ arguments
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The commands; checkpoints are chosen by the run folder, not by hand."""
+        skip = {"model", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
+        loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {"fit": skip | loaders, "validate": skip | loaders, "test": skip | loaders, "predict": skip | loaders}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where a run lives, and one seed for everything."""
+        add = parser.add_argument
+        add("--run_dir", type=str | None, default=None, help="Folder of the run.")
+        add("--name", type=str | None, default=None, help="Short for --run_dir runs/NAME; the same name resumes.")
+        add("--overwrite", type=bool, default=False, help="Discard what the folder holds and start afresh.")
+        add("--run", type=str | None, default=None, help="Evaluate this trained run (its model and best checkpoint).")
+        add("--eval_name", type=str | None, default=None, help="Name of the evaluation; default: the command.")
+        add("--save_every", type=int, default=0, help="Steps between resumable checkpoints; 0 saves at epoch ends.")
+        add("--wandb", type=bool, default=False, help="Also log to Weights & Biases (needs kvc[wandb]).")
+        parser.link_arguments("seed_everything", "model.init_args.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; with `--run`, on top of the run's own configuration."""
+        command, rest = args[0], args[1:]
+        run = _option(rest, "--run")
+        if run is not None and command != "fit":
+            self.trained = RunFolder(Path(run))
+            stored = self.trained.read_config()
+            for key in ("run_dir", "name", "overwrite", "run", "eval_name", "save_every", "checkpoint"):
+                stored.pop(key, None)
+            _unlink(stored)
+            self.run_model = stored["model"]
+            with _stored_config(stored) as path:
+                self.config = parser.parse_args([command, "--config", path, *rest])
+            self.config[command].config = None
+            given = self.config[command].model.as_dict()
+            expected = parser.parse_object({command: stored}).as_dict()[command]["model"]
+            if given != expected:
+                raise UserError(f"--run {run} brings its own model: leave out the model settings, or train another run")
+        else:
+            if run is not None:
+                raise UserError("--run evaluates a trained run; fit takes --run_dir or --name")
+            self.config = parser.parse_args(args)
+
+    # ------------------------------------------------------------------ the run folder
+
+    def before_instantiate_classes(self) -> None:
+        """Claim the folder before anything heavy is built."""
+        command = str(self.subcommand)
+        options = self.config[command]
+        self.config_dump: dict[str, Any]
+        self._dump_config()
+        config = self.config_dump
+        trained = self.trained
+        if trained is not None:
+            if options.run_dir or options.name:
+                raise UserError("--run evaluates into RUN/eval; leave out --run_dir and --name, or use --eval_name")
+            config = {**config, "checkpoint": digest_files(trained.best())}
+            self.folder = trained.evaluation(options.eval_name or command)
+        else:
+            self.folder = _folder_of(options)
+        self.run_config = config
+        if rank_zero_only.rank != 0:
+            self.resuming = self.folder.last.is_file()
+            return
+        known = self.folder.claim(config, options.overwrite)
+        self.resuming = known and command == "fit" and self.folder.last.is_file()
+        if known and self.folder.result.is_file():
+            print(f"{self.folder.path} is finished: {self.folder.result} (--overwrite starts afresh)")
+            raise SystemExit(0)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer, and check that they suit the command."""
+        super().instantiate_classes()
+        if self.subcommand == "fit" and isinstance(self.model, Evaluation):
+            raise UserError(f"{type(self.model).__name__} is an Evaluation: nothing to fit, use the command test")
+        if self.subcommand != "fit" and isinstance(self.model, Method) and self.trained is None:
+            raise UserError(f"{type(self.model).__name__} is trained: {self.subcommand} needs --run RUN")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add loggers, checkpoints, progress and results to what the configuration asks for."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        if config.get("logger") not in (None, True, False):
+            raise UserError("trainer.logger is set by kvc: use --wandb true to add Weights & Biases")
+        self.writer = ResultWriter(self.run_config)
+        watched = sys.stderr.isatty() and sys.stdout.isatty()
+        callbacks: list[Any] = [self.writer, Throughput()]
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(RichProgressBar(leave=True) if watched else LineProgress())
+            config["enable_progress_bar"] = watched
+        fitting = self.subcommand == "fit"
+        config["logger"] = [] if config["logger"] is False else self._loggers()
+        config["enable_checkpointing"] = fitting
+        config["default_root_dir"] = str(self.folder.path)
+        config["use_distributed_sampler"] = False
+        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False
+        if fitting:
+            callbacks += self._checkpoints()
+        return self._instantiate_trainer(config, callbacks)
+
+    def _loggers(self) -> list[Logger]:
+        loggers: list[Logger] = [TensorBoardLogger(str(self.folder.path), name="", version="", default_hp_metric=False)]
+        options = self.config[str(self.subcommand)]
+        if options.wandb:
+            loggers.append(_wandb(self.folder, bool(self.resuming)))
+        return loggers
+
+    def _checkpoints(self) -> list[ModelCheckpoint]:
+        options = self.config["fit"]
+        monitor, mode = self.model.monitor
+        common: dict[str, Any] = {
+            "dirpath": str(self.folder.checkpoints),
+            "auto_insert_metric_name": False,
+            "enable_version_counter": False,
+        }
+        every = {"every_n_train_steps": options.save_every} if options.save_every else {"every_n_epochs": 1}
+        return [
+            ModelCheckpoint(filename="last", save_on_exception=True, **every, **common),
+            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
+        ]
+
+    # ------------------------------------------------------------------ commands
+
+    def fit(self, model: Method, datamodule: KvcDataModule, **kwargs: Any) -> None:
+        """Train, resuming where there is something to resume, then evaluate the best checkpoint."""
+        self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.folder.last if self.resuming else None, **kwargs)
+        if self.trainer.received_sigterm or self.trainer.interrupted:
+            self.exit_code = 143
+            return
+        # Data without a test split are judged on the validation split.
+        datamodule.eval_split = "test" if datamodule.has_split("test") else "val"
+        self.writer.command = "fit"
+        self.writer.folder = self.folder.evaluation("test").path
+        self.writer.also = self.folder.path
+        best = self.folder.best() if rank_zero_only.rank == 0 else self.folder.checkpoints / "best.ckpt"
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)
+        if rank_zero_only.rank == 0:
+            RunFolder(self.writer.folder).config.write_text(self.folder.config.read_text())
+
+    def validate(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
+        """Evaluate the validation split."""
+        self._evaluate(model, datamodule, "validate", "val")
+
+    def test(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
+        """Evaluate the test split."""
+        self._evaluate(model, datamodule, "test", "test")
+
+    def predict(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
+        """Write predictions."""
+        self._evaluate(model, datamodule, "predict", "test")
+
+    def _evaluate(self, model: KvcModule, datamodule: KvcDataModule, command: str, split: Any) -> None:
+        datamodule.eval_split = split
+        if not datamodule.has_split(split):
+            raise UserError(f"{type(datamodule).__name__} has no {split} split")
+        self.writer.command = command
+        self.writer.folder = self.folder.path
+        checkpoint = self.trained.best() if self.trained is not None else None
+        if command == "predict":
+            self.trainer.predict(model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
+        else:
+            self.trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+
+
+class _Formatter(jsonargparse.DefaultHelpFormatter):
+    """Keeps the line breaks of the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+def _seed(value: Any) -> int:
+    """One seed for model and data; true and false are not numbers to draw from."""
+    if isinstance(value, bool):
+        raise UserError("seed_everything: give a number, so that the run can be repeated")
+    return int(value)
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    """Value of `--name VALUE` or `--name=VALUE` before parsing."""
+    for position, word in enumerate(argv):
+        if word == name and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith(f"{name}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _unlink(config: dict[str, Any]) -> None:
+    """Drop the linked seeds, which a configuration file may not set."""
+    for part in ("model", "data"):
+        config.get(part, {}).get("init_args", {}).pop("seed", None)
+
+
+class _stored_config:  # noqa: N801 - used as a function
+    """A temporary YAML file with a run's configuration."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def __enter__(self) -> str:
+        import tempfile
+
+        import yaml
+
+        # Beside the working directory's files, so that relative paths in it mean what they meant.
+        handle, self.path = tempfile.mkstemp(suffix=".yaml", prefix="kvc-")
+        with os.fdopen(handle, "w") as file:
+            yaml.safe_dump(self.config, file)
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        Path(self.path).unlink(missing_ok=True)
+
+
+def _folder_of(options: Namespace) -> RunFolder:
+    if options.run_dir and options.name:
+        raise UserError("give --run_dir or --name, not both")
+    if options.name and ("/" in options.name or options.name.startswith(".")):
+        raise UserError(f"name: '{options.name}' is not a folder name; --run_dir takes a path")
+    if not (options.run_dir or options.name):
+        raise UserError("give the run a place: --name NAME (a folder under runs/) or --run_dir FOLDER")
+    return RunFolder(Path(options.run_dir) if options.run_dir else RUNS / options.name)
+
+
+def _wandb(folder: RunFolder, resuming: bool) -> Logger:
+    """W&B logger whose run id is a function of the folder, so that the same name resumes the same W&B run."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise UserError("--wandb needs the extra: pip install 'kvc[wandb]'") from None
+    from lightning.pytorch.loggers import WandbLogger
+
+    from kvc.core.files import digest
+
+    identifier = digest(str(folder.path.resolve()))
+    return WandbLogger(
+        project="kvc", name=folder.path.name, id=identifier, resume="allow", save_dir=str(folder.path), log_model=False
+    )
+
+
+def import_parts() -> None:
+    """Import every method and datamodule, so that short class names can be resolved."""
+    for package in ("kvc.methods", "kvc.data"):
+        root = importlib.import_module(package)
+        for module in pkgutil.iter_modules(root.__path__, f"{package}."):
+            importlib.import_module(module.name)
+
+
+def main(argv: list[str]) -> int:
+    """Run one of the Trainer commands.
+
+    Args:
+        argv: The command and its options.
+
+    Returns:
+        Exit code.
+    """
+    quiet()
+    import_parts()
+    return Cli(argv).exit_code
+
+
+def quiet() -> None:
+    """Silence advice that does not apply here, so that warnings which remain are worth reading."""
+    import logging
+
+    for pattern in (
+        r".*does not have many workers.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*Found \d+ module\(s\) in eval mode.*",
+        r".*LightningCLI's args parameter.*",
+        r".*number of training batches \(\d+\) is smaller than the logging interval.*",
+        r".*you defined a `validation_step` but have no `val_dataloader`.*",
+        r".*the dataloaders? state.*",
+    ):
+        warnings.filterwarnings("ignore", message=pattern)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,191 @@
+"""The base model of every method: a stock Hugging Face causal LM, chosen by one small block of configuration."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from kvc.core.files import digest, digest_files
+from kvc.errors import UserError
+
+TINY = "tiny"
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters on the frozen base model (PEFT).
+
+    Attributes:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: Dropout on the adapter's input.
+        targets: Names of the linear layers that get an adapter.
+    """
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: If a value is out of range.
+        """
+        if self.r < 1:
+            raise ValueError(f"lora.r must be at least 1, got {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass
+class Backbone:
+    """Which base model, in which precision, with which attention.
+
+    Attributes:
+        pretrained: `tiny` (the model shipped with kvc), a folder, or a Hub id.
+        dtype: Precision in which the weights are loaded; `auto` takes the one they were saved in.
+        attn_implementation: Attention kernel of transformers.
+        lora: Train low-rank adapters; null trains none.
+        from_config: Random weights of the model's shape, from the run's seed; for benchmarks and training from scratch.
+        overrides: With `from_config`, fields of the model's config to replace, e.g. `{num_hidden_layers: 4}`.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        revision: Branch, tag or commit of a Hub model.
+    """
+
+    pretrained: str = TINY
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    attn_implementation: Literal["sdpa", "eager", "flex_attention", "flash_attention_2"] = "sdpa"
+    lora: Lora | None = None
+    from_config: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    gradient_checkpointing: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the settings fit together.
+
+        Raises:
+            ValueError: If `overrides` is given without `from_config`.
+        """
+        if self.overrides and not self.from_config:
+            raise ValueError("backbone.overrides needs backbone.from_config: true, since saved weights have one shape")
+
+    @property
+    def location(self) -> str:
+        """Folder or Hub id that transformers loads from."""
+        return str(tiny_folder()) if self.pretrained == TINY else self.pretrained
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer; a model without a pad token gets its EOS token as pad.
+
+        Raises:
+            UserError: If there is none at `pretrained`.
+        """
+        tokenizer = self._load(AutoTokenizer, "tokenizer")
+        if not tokenizer.is_fast:
+            raise UserError(f"backbone.pretrained: {self.pretrained} has no fast tokenizer, which kvc needs for offsets")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load_config(self) -> Any:
+        """Load the model's config with `overrides` applied."""
+        config = self._load(AutoConfig, "config")
+        for key, value in self.overrides.items():
+            if not hasattr(config, key):
+                raise UserError(f"backbone.overrides: {type(config).__name__} has no field '{key}'")
+            setattr(config, key, value)
+        return config
+
+    def load(self) -> PreTrainedModel:
+        """Build the model: pretrained or random weights, frozen, with LoRA where asked.
+
+        Returns:
+            The model in train mode (transformers returns eval mode, which silently turns dropout and gradient
+            checkpointing off). With `lora`, a `PeftModel` whose adapters are fp32 and the only trainable part;
+            without, every parameter is frozen and the method unfreezes what it trains.
+
+        Raises:
+            UserError: If the model cannot be found or read.
+        """
+        attention: Any = {"attn_implementation": self.attn_implementation}
+        if self.from_config:
+            dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
+            model = AutoModelForCausalLM.from_config(self.load_config(), dtype=dtype, **attention)
+        else:
+            model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, use_safetensors=True, **attention)
+        model.requires_grad_(False)
+        if self.lora is not None:
+            model = add_lora(model, self.lora)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model.train()
+
+    def identity(self) -> str:
+        """A name of the weights: contents of a local folder, commit of a Hub model, shape of a random one."""
+        if self.from_config:
+            return digest([self.load_config().to_dict(), "random"])
+        folder = Path(self.location)
+        if folder.is_dir():
+            return digest_files(folder / "config.json", *sorted(folder.glob("*.safetensors")))
+        commit = getattr(self._load(AutoConfig, "config"), "_commit_hash", None)
+        return f"{self.pretrained}@{commit or self.revision or 'unknown'}"
+
+    def _load(self, auto: Any, what: str, **kwargs: Any) -> Any:
+        """Call `auto.from_pretrained`, turning its many failures into one sentence."""
+        location = self.location
+        looks_local = self.pretrained == TINY or location.startswith((".", "/", "~")) or location.count("/") > 1
+        if looks_local and not Path(location).is_dir():
+            raise UserError(f"backbone.pretrained: there is no folder {location}")
+        if Path(location).is_dir() and not (Path(location) / "config.json").is_file():
+            raise UserError(f"backbone.pretrained: {location} holds no config.json, so it is not a model folder")
+        try:
+            return auto.from_pretrained(location, revision=self.revision, trust_remote_code=False, **kwargs)
+        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} else ""
+            reason = " ".join(str(error).split()).split(". ")[0][:300]
+            raise UserError(
+                f"backbone.pretrained: cannot load the {what} of '{self.pretrained}'{offline}: {reason}"
+            ) from error
+
+
+def tiny_folder() -> Path:
+    """Folder of the tiny model: `data/tiny-lm` of a checkout, or the copy inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent / "data" / "tiny-lm"
+    return checkout if checkout.is_dir() else package / "assets" / "tiny-lm"
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
+    """Wrap `model` with PEFT adapters; base frozen, adapters in fp32.
+
+    Raises:
+        UserError: If no module has one of the target names.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
+    except ValueError as error:
+        raise UserError(f"backbone.lora.targets: {lora.targets} name no linear layer of {type(model).__name__}") from error
+    return wrapped
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The stack below the LM head (embeddings, blocks, final norm), with or without a PEFT wrapper around it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model

@@ -1,0 +1,147 @@
+"""Base of every DataModule: a fixed order for each seed and epoch, exact on any number of ranks, resumable mid-epoch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from kvc.core import seeds
+from kvc.errors import UserError
+
+Split = Literal["train", "val", "test"]
+
+
+class KvcDataModule(LightningDataModule):
+    """A subclass writes `dataset(split)`, `collate(split)` and `data_hash()`.
+
+    Training order is a permutation drawn from (seed, epoch), dealt out to the ranks row by row, so that W ranks with
+    batch B see the same rows in the same step as one process with batch W x B. Evaluation splits are dealt out without
+    padding: each row is counted once on any number of ranks. The keys given to a dataset are `(epoch, index)`, so a draw
+    that must be made anew each epoch is a pure function of its key, whichever worker makes it.
+
+    Args:
+        batch_size: Rows of a training batch on each rank; None where the dataset's items are whole batches.
+        eval_batch_size: Rows of an evaluation batch; the training batch size if None.
+        num_workers: Loader processes; results do not depend on it.
+        shuffle: Draw a new training order each epoch; false keeps the order of the data.
+        seed: Seed of order and draws.
+    """
+
+    def __init__(
+        self,
+        batch_size: int | None = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        shuffle: bool = True,
+        seed: int = seeds.DEFAULT_SEED,
+    ) -> None:
+        super().__init__()
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"data.batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.shuffle = shuffle
+        self.seed = seed
+        self.eval_split: Split = "test"
+
+    # ------------------------------------------------------------------ what a datamodule writes
+
+    def dataset(self, split: Split) -> Any:
+        """Map-style data of a split: has a length, takes `(epoch, index)`."""
+        raise NotImplementedError(f"{type(self).__name__} has no dataset")
+
+    def has_split(self, split: Split) -> bool:
+        """Whether the split exists and holds at least one row."""
+        return len(self.dataset(split)) > 0
+
+    def collate(self, split: Split) -> Callable[[list[Any]], Any] | None:
+        """Turns items into a batch; None keeps torch's default."""
+        return None
+
+    def data_hash(self) -> str:
+        """A name of the contents of all splits."""
+        raise NotImplementedError(f"{type(self).__name__} does not name its contents")
+
+    def describe(self) -> dict[str, Any]:
+        """Where the data came from, for `result.json`."""
+        return {}
+
+    # ------------------------------------------------------------------ loaders
+
+    def train_batches(self) -> int:
+        """Number of training batches of one rank in one epoch."""
+        rows = len(self._sampler("train"))
+        return rows if self.batch_size is None else -(-rows // self.batch_size)
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        """Loader of the training split for this rank."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> StatefulDataLoader:
+        """Loader of the validation split for this rank."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> StatefulDataLoader:
+        """Loader of `eval_split` for this rank."""
+        return self._loader(self.eval_split)
+
+    def predict_dataloader(self) -> StatefulDataLoader:
+        """Loader of `eval_split` for this rank."""
+        return self._loader(self.eval_split)
+
+    def _sampler(self, split: Split) -> "DealtSampler":
+        trainer = self.trainer
+        world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        train = split == "train"
+        return DealtSampler(len(self.dataset(split)), self.seed, train and self.shuffle, train, world, rank)
+
+    def _loader(self, split: Split) -> StatefulDataLoader:
+        whole = self.batch_size is None
+        return StatefulDataLoader(
+            self.dataset(split),
+            batch_size=None if whole else (self.batch_size if split == "train" else self.eval_batch_size),
+            sampler=self._sampler(split),
+            collate_fn=self.collate(split),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            # Without a generator of its own, making an iterator would draw from the global state that dropout uses.
+            generator=torch.Generator().manual_seed(self.seed),
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class DealtSampler(Sampler[tuple[int, int]]):
+    """Yields `(epoch, index)` for one of `world` ranks: row i of the epoch's order goes to rank i mod world.
+
+    Args:
+        size: Number of rows.
+        seed: Seed of the order.
+        shuffle: Draw a permutation from (seed, epoch); else keep the order.
+        even: Drop the last `size % world` rows of an epoch, so that no rank waits for another; training needs it.
+        world: Number of ranks.
+        rank: This rank.
+    """
+
+    def __init__(self, size: int, seed: int, shuffle: bool, even: bool, world: int = 1, rank: int = 0) -> None:
+        self.size, self.seed, self.shuffle, self.even, self.world, self.rank = size, seed, shuffle, even, world, rank
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        used = self.size - self.size % self.world if self.even else self.size
+        return len(range(self.rank, used, self.world))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order: Sequence[int] = range(self.size)
+        if self.shuffle:
+            order = torch.randperm(self.size, generator=seeds.generator(self.seed, self.epoch)).tolist()
+        used = self.size - self.size % self.world if self.even else self.size
+        for position in range(self.rank, used, self.world):
+            yield self.epoch, order[position]

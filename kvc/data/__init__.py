@@ -1,0 +1,1 @@
+"""Data: one module per task or record format; importing the package loads nothing heavy."""

@@ -1,0 +1,1 @@
+"""Annotators that put `<COMP>` into reasoning, and statistics of where it stands."""

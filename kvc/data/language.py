@@ -1,0 +1,243 @@
+"""Synthetic text for training a small language model, and held-out items that grade it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from kvc.core import seeds
+from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.files import digest
+from kvc.data.prompts import render_prompt
+from kvc.data.synthetic.base import Document, document_text, rng_for, sample_in_split
+from kvc.data.synthetic.curriculum import SCHEDULE, Mixture
+from kvc.data.synthetic.passages import passage_document, sample_passage
+from kvc.data.synthetic.reasoning import problem_document, problem_for
+
+PAD_LABEL = -100
+GENERATOR_VERSION = 1
+REASONING_LEVELS = ((2, 4), (5, 6), (7, 8))
+PASSAGE_LEVELS = ((4, 8), (9, 16), (17, 30))
+
+
+class Item(NamedTuple):
+    """A held-out item.
+
+    Attributes:
+        id: Its number in the split.
+        group: Task and difficulty, e.g. `reasoning 2-4`.
+        document: Prompt and gold text.
+        prompt: What the model is given to continue.
+        answer: What it must find.
+    """
+
+    id: int
+    group: str
+    document: Document
+    prompt: str
+    answer: str
+
+
+class SyntheticText(KvcDataModule):
+    """The tiny model's curriculum; every batch is a pure function of (seed, its number).
+
+    A training batch holds documents of similar length with about `tokens_per_batch` tokens, right-padded:
+    `input_ids`, `labels` `[B, T]` (-100 on padding) and `weights` `[B, T]`, how much each token counts.
+
+    Args:
+        steps: Number of training batches; the curriculum is stretched over them.
+        tokens_per_batch: Padded tokens of a training batch.
+        max_length: Longer documents are drawn again.
+        context_weight: Loss weight of tokens that are not answers, at the start and at the end of the training.
+        result_weight: Loss weight of numbers that must be computed or copied, and of short answers.
+        held_out: Items of each difficulty in the validation and the test split.
+        eval_batch_size: Rows of an evaluation batch.
+        num_workers: Loader processes.
+        seed: Seed of everything drawn.
+    """
+
+    pool = 16
+    """Batches that are drawn together and sorted by length."""
+
+    def __init__(
+        self,
+        steps: int = 5500,
+        tokens_per_batch: int = 2048,
+        max_length: int = 448,
+        context_weight: tuple[float, float] = (0.1, 0.3),
+        result_weight: float = 3.0,
+        held_out: int = 100,
+        eval_batch_size: int = 50,
+        num_workers: int = 0,
+        seed: int = seeds.DEFAULT_SEED,
+    ) -> None:
+        super().__init__(None, eval_batch_size, num_workers, shuffle=False, seed=seed)
+        self.steps = steps
+        self.tokens_per_batch = tokens_per_batch
+        self.max_length = max_length
+        self.context_weight = context_weight
+        self.result_weight = result_weight
+        self.held_out = held_out
+        self.tokenizer: Any = None
+
+    def setup(self, stage: str) -> None:
+        """Take the tokenizer of the model that is trained or measured."""
+        self.tokenizer = self.trainer.lightning_module.tokenizer  # type: ignore[union-attr]
+
+    def data_hash(self) -> str:
+        """Name of the generators' version and settings."""
+        return digest([GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, SCHEDULE])
+
+    def describe(self) -> dict[str, Any]:
+        """What the numbers belong to."""
+        return {"source": "synthetic: curriculum", "train_batches": self.steps, "held_out": len(self.items("test"))}
+
+    def has_split(self, split: Split) -> bool:
+        """All splits are generated."""
+        return True
+
+    def dataset(self, split: Split) -> Any:
+        """Batches for training; rows to grade otherwise."""
+        if split == "train":
+            return CurriculumBatches(self)
+        rows = [(0, item) for item in self.items(split)]
+        return _Rows(rows)
+
+    def _loader(self, split: Split) -> Any:
+        loader = super()._loader(split)
+        if split == "train":
+            return loader
+        from torchdata.stateful_dataloader import StatefulDataLoader
+
+        return StatefulDataLoader(
+            loader.dataset, self.eval_batch_size, sampler=self._sampler(split), collate_fn=self.collate(split)
+        )
+
+    def collate(self, split: Split) -> Callable[[list[Any]], Any] | None:
+        """Held-out rows become a batch with `id`, `group`, `prompt` and `answer` beside the tensors."""
+        return None if split == "train" else self._held_out_batch
+
+    def items(self, split: Split) -> list[Item]:
+        """The held-out items of a split, the same for every model."""
+        return _items(split, self.seed, self.held_out)
+
+    def encode(self, document: Document, context: float) -> tuple[list[int], list[float]]:
+        """Token ids with BOS and EOS, and the loss weight of each."""
+        # In documents without results (passages, lookups) the short answers are what must be copied.
+        answers_are_results = not any(segment.kind == "result" for segment in document)
+        weights = {"context": context, "answer": 1.0, "result": self.result_weight}
+        if answers_are_results:
+            weights["answer"] = self.result_weight
+        encoded = self.tokenizer(document_text(document), add_special_tokens=False, return_offsets_mapping=True)
+        ends, kinds, position = [], [], 0
+        for segment in document:
+            position += len(segment.text)
+            ends.append(position)
+            kinds.append(segment.kind)
+        token_weights, current = [], 0
+        for _, end in encoded["offset_mapping"]:
+            while ends[current] < end:
+                current += 1
+            token_weights.append(weights[kinds[current]])
+        ids = [self.tokenizer.bos_token_id, *encoded["input_ids"], self.tokenizer.eos_token_id]
+        return ids, [0.0, *token_weights, 1.0]
+
+    def pad(self, rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
+        """Right-padded batch of encoded documents."""
+        longest = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), longest), PAD_LABEL)
+        weights = torch.zeros(len(rows), longest)
+        for row, (ids, values) in enumerate(rows):
+            input_ids[row, : len(ids)] = labels[row, : len(ids)] = torch.tensor(ids)
+            weights[row, : len(ids)] = torch.tensor(values)
+        return {"input_ids": input_ids, "labels": labels, "weights": weights}
+
+    def _held_out_batch(self, rows: list[tuple[int, Item]]) -> dict[str, Any]:
+        items = [item for _, item in rows]
+        batch: dict[str, Any] = dict(self.pad([self.encode(item.document, self.context_weight[1]) for item in items]))
+        batch["items"] = items
+        return batch
+
+
+class CurriculumBatches:
+    """Training batch number i, as a map-style dataset.
+
+    Batches are drawn in pools: the documents of a pool are sorted by length and cut into batches of equal padded size,
+    which wastes less than padding random documents and needs no packing masks.
+    """
+
+    def __init__(self, data: SyntheticText) -> None:
+        self.data = data
+        self._pool = functools.lru_cache(maxsize=2)(self._draw)
+
+    def __len__(self) -> int:
+        return self.data.steps
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        number, slot = divmod(index, self.data.pool)
+        return self.data.pad(self._pool(epoch, number)[slot])
+
+    def _draw(self, epoch: int, number: int) -> list[list[tuple[list[int], list[float]]]]:
+        data = self.data
+        rng = rng_for("curriculum", "train", data.seed, epoch * 1_000_003 + number)
+        progress = min(1.0, number * data.pool / data.steps)
+        late = max(0.0, 2 * progress - 1)
+        context = data.context_weight[0] + late * (data.context_weight[1] - data.context_weight[0])
+        rows: list[tuple[list[int], list[float]]] = []
+        tokens = 0
+        while tokens < data.tokens_per_batch * data.pool:
+            row = data.encode(Mixture().document(rng, progress), context)
+            if len(row[0]) <= data.max_length:
+                rows.append(row)
+                tokens += len(row[0])
+        rows.sort(key=lambda row: len(row[0]))
+        batches = _cut(rows, data.pool)
+        rng.shuffle(batches)
+        return batches
+
+
+def _cut(rows: list[Any], parts: int) -> list[list[Any]]:
+    """Cut rows, sorted by length, into `parts` non-empty batches of about equal numbers of tokens."""
+    total = sum(len(row[0]) for row in rows)
+    batches: list[list[Any]] = [[] for _ in range(parts)]
+    seen = 0
+    for row in rows:
+        batches[min(parts - 1, seen * parts // total)].append(row)
+        seen += len(row[0])
+    assert all(batches)
+    return batches
+
+
+class _Rows:
+    def __init__(self, rows: list[tuple[int, Item]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Item]:
+        return self.rows[key[1]]
+
+
+@functools.lru_cache(maxsize=4)
+def _items(split: Split, seed: int, count: int) -> list[Item]:
+    items: list[Item] = []
+    for steps in REASONING_LEVELS:
+        for index in range(count):
+            problem = problem_for(split, seed, index, steps)
+            prompt = render_prompt(problem.question)
+            group = f"reasoning {steps[0]}-{steps[1]}"
+            items.append(Item(len(items), group, problem_document(problem), prompt, problem.answer))
+    for facts in PASSAGE_LEVELS:
+        for index in range(count):
+            rng = rng_for(f"passages {facts}", split, seed, index)
+            draw = functools.partial(sample_passage, facts=facts, questions=(1, 1))
+            passage = sample_in_split(rng, split, draw, lambda item: item.text)
+            document = passage_document(passage)
+            prompt = "".join(segment.text for segment in document[:-1])
+            group = f"passages {facts[0]}-{facts[1]}"
+            items.append(Item(len(items), group, document, prompt, passage.questions[0].answer))
+    return items

@@ -1,0 +1,1 @@
+"""Generators of exactly verifiable text: every document is a pure function of a random generator."""

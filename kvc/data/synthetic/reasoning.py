@@ -1,0 +1,167 @@
+"""Word problems whose solutions restate, compute and bind a result at every step.
+
+The layout of a solution is random, so that a line break says little about where a step ends: several steps may share
+a line, one step may span three lines, and some finished sentences (a restatement, a reminder, a plan) end no step.
+`layout.py` holds that part; here are the people, their numbers and the questions.
+"""
+
+import random
+from dataclasses import dataclass
+from functools import partial
+
+from kvc.data.prompts import render_prompt
+from kvc.data.synthetic.base import Document, Segment, rng_for, sample_in_split
+from kvc.data.synthetic.layout import COMP, Step, numbers_as_results, write_solution
+from kvc.data.synthetic.vocabulary import NAMES, OBJECTS
+
+LARGEST = 99  # numbers up to here are one token
+FIRST_VALUES = (5, 60)
+OPERANDS = (2, 9)
+MAX_PEOPLE = 5
+SECOND_FACT = 0.6  # share of problems with two start facts
+NEW_PERSON = 0.45  # share of steps that bring in another person while there is one
+TOTAL_AT_END = 0.35
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One word problem and its solution.
+
+    Attributes:
+        question: All statements and the question, as one line of text.
+        statements: The sentences that give the facts, in order.
+        reasoning_with_compression: The solution with a literal `<COMP>` after each finished step.
+        original_reasoning: The same solution without markers.
+        answer: Digits.
+        steps: Number of calculations.
+    """
+
+    question: str
+    statements: tuple[str, ...]
+    reasoning_with_compression: str
+    original_reasoning: str
+    answer: str
+    steps: int
+
+
+def _operations(value: int, operand: int) -> list[str]:
+    """The operations that keep the value within 1..99; addition and subtraction are twice as likely."""
+    allowed = []
+    if value + operand <= LARGEST:
+        allowed += ["+", "+"]
+    if value - operand >= 1:
+        allowed += ["-", "-"]
+    allowed += [f"*{factor}" for factor in (2, 3) if value * factor <= LARGEST]
+    if value % 2 == 0 and value >= 4:
+        allowed.append("/2")
+    return allowed
+
+
+def _apply(operation: str, value: int, operand: int) -> tuple[int, str]:
+    """The new value, and the left side of its equation."""
+    if operation == "+":
+        return value + operand, f"{value} + {operand}"
+    if operation == "-":
+        return value - operand, f"{value} - {operand}"
+    if operation == "/2":
+        return value // 2, f"{value} / 2"
+    factor = int(operation[1])
+    return value * factor, f"{value} * {factor}"
+
+
+# {o}: objects, {k}: operand, {a}: who changes or is new, {b}: who is compared with.
+COMPARISONS = {
+    "+": ("{a} got {k} more {o} than {b}", "{a} has {k} {o} more than {b}"),
+    "-": ("{a} got {k} fewer {o} than {b}", "{a} has {k} {o} less than {b}"),
+    "*2": ("{a} got twice as many {o} as {b}",),
+    "*3": ("{a} got 3 times as many {o} as {b}",),
+    "/2": ("{a} got half as many {o} as {b}",),
+}
+CHANGES = {
+    "+": ("{a} buys {k} more {o}", "{a} finds {k} {o}", "Then {a} gets {k} {o} from a friend"),
+    "-": ("{a} gives away {k} {o}", "{a} loses {k} {o}", "Then {a} sells {k} {o}"),
+    "*2": ("Then {a} doubles the number of {o}",),
+    "*3": ("Then {a} triples the number of {o}",),
+    "/2": ("Then {a} loses half of the {o}",),
+}
+
+
+def _change(rng: random.Random, values: dict[str, int], waiting: list[str], objects: str) -> Step:
+    """One step from the number of a person chosen uniformly; updates `values`, and `waiting` when somebody joins."""
+    source = rng.choice(list(values))
+    operand = rng.randint(*OPERANDS)
+    operation = rng.choice(_operations(values[source], operand))
+    result, left = _apply(operation, values[source], operand)
+    joins = bool(waiting) and rng.random() < NEW_PERSON
+    owner = waiting.pop(0) if joins else source
+    phrase = rng.choice((COMPARISONS if joins else CHANGES)[operation])
+    values[owner] = result
+    statement = phrase.format(a=owner, b=source, k=operand, o=objects)
+    return Step(statement, f"{left} = {result}", f"{owner} has {result} {objects}", (source,), owner, result)
+
+
+def _total(values: dict[str, int], people: tuple[str, str], objects: str) -> Step:
+    """The sum of what two people have."""
+    a, b = people
+    total = values[a] + values[b]
+    statement = f"We add the {objects} of {a} and {b}"
+    return Step(
+        statement, f"{values[a]} + {values[b]} = {total}", f"together they have {total} {objects}", people, "", total
+    )
+
+
+def sample_problem(rng: random.Random, steps: tuple[int, int] = (2, 8)) -> Problem:
+    """Draw one problem.
+
+    The person whose number a step starts from is chosen uniformly, and so is the person the question asks about: the
+    most recent number is a poor guess for either.
+
+    Args:
+        rng: Source of randomness.
+        steps: Smallest and largest number of calculations (inclusive), at most 16, so that no solution has more than
+            20 markers.
+    """
+    assert 1 <= steps[0] <= steps[1] <= 16, steps
+    count = rng.randint(*steps)
+    objects = rng.choice(OBJECTS)
+    people = rng.sample(NAMES, rng.randint(2, MAX_PEOPLE))
+    started = people[: 2 if rng.random() < SECOND_FACT else 1]
+    waiting = people[len(started) :]
+    values = {person: rng.randint(*FIRST_VALUES) for person in started}
+    starts = dict(values)
+    with_total = count > 1 and rng.random() < TOTAL_AT_END
+    plan = [_change(rng, values, waiting, objects) for _ in range(count - 1)]
+    pairs = [(a, b) for a in values for b in values if a != b and values[a] + values[b] <= LARGEST]
+    if with_total and pairs:
+        a, b = rng.choice(pairs)
+        told = plan
+        plan = [*plan, _total(values, (a, b), objects)]
+        answer = plan[-1].value
+        ask = f"How many {objects} do {a} and {b} have together?"
+    else:
+        told = plan = [*plan, _change(rng, values, waiting, objects)]
+        person = rng.choice(list(values))
+        answer = values[person]
+        ask = f"How many {objects} does {person} have at the end?"
+    statements = [f"{person} starts with {value} {objects}." for person, value in starts.items()]
+    statements += [f"{step.statement}." for step in told]
+    solution = write_solution(rng, starts, plan, objects, str(answer))
+    return Problem(
+        question=" ".join([*statements, ask]),
+        statements=tuple(statements),
+        reasoning_with_compression=solution,
+        original_reasoning=solution.replace(f" {COMP}", ""),
+        answer=str(answer),
+        steps=len(plan),
+    )
+
+
+def problem_for(split: str, seed: int, index: int, steps: tuple[int, int] = (2, 8)) -> Problem:
+    """Item `index` of a split; no question of one split occurs in another."""
+    draw = partial(sample_problem, steps=steps)
+    return sample_in_split(rng_for("reasoning", split, seed, index), split, draw, lambda problem: problem.question)
+
+
+def problem_document(problem: Problem) -> Document:
+    """The problem as a training document: the prompt, then the solution without markers, ending in `#### N`."""
+    return [Segment(render_prompt(problem.question), "context"), *numbers_as_results(problem.original_reasoning)]

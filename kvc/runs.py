@@ -1,0 +1,227 @@
+"""The run folder: what it holds, when it may be written, how it is read back.
+
+    RUN/config.yaml            the truth: everything the run was started with
+    RUN/checkpoints/last.ckpt  resume from here        best.ckpt  evaluate this
+    RUN/events.out.tfevents.*  TensorBoard
+    RUN/eval/NAME/             config.yaml, predictions.jsonl, result.json and pictures of one evaluation
+    RUN/result.json            written last: the run is finished
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvc.core.files import digest, write_text
+from kvc.errors import UserError
+
+RUNS = Path("runs")
+CONFIG, RESULT, PREDICTIONS = "config.yaml", "result.json", "predictions.jsonl"
+
+NOT_IDENTITY = {
+    *("config", "run_dir", "name", "overwrite", "run", "eval_name", "wandb", "save_every", "ckpt_path", "verbose"),
+    *("weights_only", "return_predictions"),
+    *(f"trainer.{key}" for key in ("accelerator", "strategy", "devices", "num_nodes", "logger", "profiler")),
+    *(f"trainer.{key}" for key in ("log_every_n_steps", "default_root_dir", "enable_progress_bar", "barebones")),
+    *(f"trainer.{key}" for key in ("enable_model_summary", "enable_checkpointing", "detect_anomaly", "plugins")),
+    *(f"trainer.{key}" for key in ("num_sanity_val_steps", "benchmark", "use_distributed_sampler")),
+    "data.init_args.num_workers",
+    "data.init_args.cache_dir",
+}
+"""Dotted keys that say where and how a run is executed, not what it computes."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One folder with one identity.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration the folder was started with."""
+        return self.path / CONFIG
+
+    @property
+    def result(self) -> Path:
+        """Written last: its presence means finished."""
+        return self.path / RESULT
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint to resume from."""
+        return self.checkpoints / "last.ckpt"
+
+    def best(self) -> Path:
+        """Checkpoint to evaluate: the best by the method's monitor, else the last.
+
+        Raises:
+            UserError: If there is none.
+        """
+        for path in (self.checkpoints / "best.ckpt", self.last):
+            if path.is_file():
+                return path
+        raise UserError(f"{self.path} holds no checkpoint: a trained method is never evaluated without one")
+
+    def evaluation(self, name: str) -> "RunFolder":
+        """The folder of one evaluation of this run."""
+        if not name or "/" in name or name.startswith("."):
+            raise UserError(f"eval_name: '{name}' is not a folder name")
+        return RunFolder(self.path / "eval" / name)
+
+    def read_config(self) -> dict[str, Any]:
+        """Parse `config.yaml`.
+
+        Raises:
+            UserError: If the folder is no run folder.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"there is no run folder {self.path}")
+        if not self.config.is_file():
+            raise UserError(f"{self.path} holds no {CONFIG}, so it is not a run folder")
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.config} is not valid YAML: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{self.config} is not a mapping of settings")
+        return config
+
+    def claim(self, config: dict[str, Any], overwrite: bool) -> bool:
+        """Take the folder for `config`: create it, continue it, or refuse.
+
+        Args:
+            config: Full configuration.
+            overwrite: Empty the folder first, if it is a run folder.
+
+        Returns:
+            Whether it was started before with the same identity.
+
+        Raises:
+            UserError: If it belongs to another configuration, is no run folder, or cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file, not a run folder")
+        occupied = self.path.is_dir() and any(self.path.iterdir())
+        if occupied and not self.config.is_file():
+            raise UserError(f"{self.path} is not empty and holds no {CONFIG}: choose another --run_dir")
+        if occupied and not overwrite:
+            if changed := differences(self.read_config(), config):
+                raise UserError(
+                    f"{self.path} was started with another configuration ({'; '.join(changed[:3])}): "
+                    "choose another --name, or pass --overwrite to discard it"
+                )
+            return True
+        try:
+            if occupied:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, yaml.safe_dump(config, sort_keys=False))
+        except OSError as error:
+            raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
+        return False
+
+    def read_result(self) -> dict[str, Any]:
+        """Parse `result.json`.
+
+        Raises:
+            UserError: If it is missing or broken.
+        """
+        if not self.result.is_file():
+            raise UserError(f"{self.path} holds no {RESULT}: the run is not finished, or is no run folder")
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.result} is not valid JSON (line {error.lineno}): {error.msg}") from error
+        if not isinstance(result, dict):
+            raise UserError(f"{self.result} is not a JSON object")
+        return result
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to dotted keys."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    items: dict[str, Any] = {}
+    for key, value in config.items():
+        items.update(flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return items
+
+
+def identity_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a run computes, by dotted key."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if not any(key == k or key.startswith(k + ".") for k in NOT_IDENTITY)
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings of the identity that differ, as readable phrases."""
+    a, b = identity_of(before), identity_of(now)
+    return [f"{k}: {a.get(k)!r} there, {b.get(k)!r} here" for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)]
+
+
+def identity_hash(config: dict[str, Any]) -> str:
+    """A name of what a run computes."""
+    return digest(json.loads(json.dumps(identity_of(config), default=str)))
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, git state and machine, for `result.json`."""
+    packages = ("kvc", "torch", "lightning", "transformers", "peft", "torchmetrics", "datasets", "numpy")
+    return {
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
+        "git": _git(),
+        "machine": machine(),
+        "command": " ".join(["kvc", *sys.argv[1:]]) if sys.argv[0].endswith(("kvc", "__main__.py")) else "",
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import os
+
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"system": platform.system(), "processor": platform.machine(), "cpus": os.cpu_count(), "gpus": gpus}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _git() -> dict[str, Any]:
+    """Commit and cleanliness of the checkout that kvc is imported from; empty outside one."""
+    folder = Path(__file__).resolve().parents[1]
+    if not (folder / ".git").exists():
+        return {}
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10).stdout
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
