@@ -38,7 +38,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu") -> "KvcModule":
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder} to load a method from")
     if (folder / MANIFEST).is_file():
-        model = load_export(folder)
+        model: KvcModule = load_export(folder)
     elif (folder / CONFIG).is_file():
         model = load_run(RunFolder(folder))
     else:

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from kvc.__main__ import COMMANDS, TRAINER_COMMANDS
@@ -62,21 +64,18 @@ def main(argv: list[str]) -> int:
 
 def command_line() -> argparse.ArgumentParser:
     """All commands with their main options; parses nothing, and imports neither torch nor a method."""
-    import importlib
-
     root = argparse.ArgumentParser(prog="kvc", description="Train, run and compare context and KV-cache compression.")
     root.add_argument("-V", "--version", action="store_true", help="print the version")
     commands = root.add_subparsers(dest="command")
     for name, text in TRAINER_COMMANDS.items():
         _trainer_options(commands.add_parser(name, description=text, help=text))
     for name, text in COMMANDS.items():
-        try:
-            own = importlib.import_module(f"kvc.commands.{name}")
-        except ModuleNotFoundError:
-            commands.add_parser(name, description=text, help=text)
-            continue
         target = commands.add_parser(name, description=text, help=text)
-        _copy(own.parser(), target) if hasattr(own, "parser") else None
+        if find_spec(f"kvc.commands.{name}") is None:
+            continue
+        own = import_module(f"kvc.commands.{name}")
+        if hasattr(own, "parser"):
+            _copy(own.parser(), target)
     return root
 
 

@@ -1,6 +1,7 @@
 """`python -m kvc export`: a finished run as a folder of standard formats, here or on the Hub."""
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -99,38 +100,46 @@ def manifest_of(model: dict[str, Any], result: dict[str, Any], base: dict[str, A
 
 def card(manifest: dict[str, Any], target: str) -> str:
     """The model card: what it is, what was measured, how to load it."""
-    import yaml
-
-    from kvc.report.table import cell
-
-    base = str(manifest["base_model"].get("name", ""))
-    header = {
-        # The Hub accepts an id here, not the path of a folder.
-        "base_model": Path(base).name if base.startswith((".", "/", "~")) else base,
-        "library_name": "kvc",
-        "tags": ["kvc", "context-compression", "kv-cache"],
-    }
-    name = manifest["method"].rsplit(".", 1)[-1]
+    name, base = manifest["method"].rsplit(".", 1)[-1], manifest["base_model"]
+    backbone = (manifest["model"].get("init_args") or {}).get("backbone") or {}
+    # The Hub takes an id here, not the path of a folder.
+    base_name = _short(str(base.get("name", "")))
+    header: dict[str, Any] = {"library_name": "kvc", "tags": ["kvc", "context-compression", "kv-cache"]}
+    if backbone.get("from_config"):
+        origin = f"from random weights of the shape of `{base_name}`"
+    else:
+        origin = f"on the base model `{base_name}` (hash `{base.get('hash', '')}`)"
+        header = {"base_model": base_name, **header}
     arms = {"method": manifest["metrics"], **manifest["arms"]}
     lines = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        "\n".join(["---", *(f"{key}: {json.dumps(value)}" for key, value in header.items()), "---"]),
         f"# {Path(target).name}",
-        f"`{name}` (`{manifest['method']}`), trained with [kvc](https://pypi.org/project/kvc) {manifest['kvc_version']}"
-        f" on the base model `{header['base_model']}` (hash `{manifest['base_model'].get('hash', '')}`),"
-        f" seed {manifest['seed']}, data hash `{manifest['data']['hash']}`.",
+        f"`{name}` (`{manifest['method']}`), trained with kvc {manifest['kvc_version']} {origin}, "
+        f"seed {manifest['seed']}, data hash `{manifest['data']['hash']}`.",
         "## Results",
-        "With 95 % intervals.\n\n" + _markdown(arms, cell) if manifest["metrics"] else "No metrics were recorded.",
+        f"With 95 % intervals.\n\n{_markdown(arms)}",
         "## Use",
-        f'```python\nimport kvc\n\nmethod = kvc.load("{target}")\n```',
+        f'```python\nimport kvc\n\nmethod = kvc.load("{_short(target)}")\n```',
+        "`kvc.json` holds the configuration. `model.safetensors`, where there is one, is a plain transformers model,\n"
+        "`adapter_model.safetensors` a plain PEFT adapter, `kvc.safetensors` everything else that was trained.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
-def _markdown(arms: dict[str, dict[str, Any]], cell: Any) -> str:
+def _short(text: str) -> str:
+    """An id as it is; of a path, which means nothing elsewhere, the last part."""
+    return Path(text).name if text.startswith((".", "/", "~")) or text.count("/") > 1 else text
+
+
+def _markdown(arms: dict[str, dict[str, Any]]) -> str:
     """One row a metric, one column for the method and each arm."""
+    from kvc.report.table import cell
+
     names = list(dict.fromkeys(name for values in arms.values() for name in values))
-    rows = [["metric", *arms], ["---"] * (len(arms) + 1)]
-    rows += [[name, *(cell(values.get(name)) for values in arms.values())] for name in names]
+    rows = [["metric", "n", *arms], ["---"] * (len(arms) + 2)]
+    for name in names:
+        counts = [values[name]["n"] for values in arms.values() if values.get(name, {}).get("n") is not None]
+        rows.append([name, str(counts[0]) if counts else "", *(cell(values.get(name)) for values in arms.values())])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

@@ -32,7 +32,7 @@ def build_model(model_config: dict[str, Any]) -> KvcModule:
     parser.add_subclass_arguments(KvcModule, "model", fail_untyped=False, required=True)
     config = parser.parse_object({"model": model_config})
     try:
-        model = parser.instantiate_classes(config).model
+        model = parser.instantiate(config).model
     except UserError:
         raise
     except (ValueError, TypeError, OSError) as error:

@@ -1,9 +1,9 @@
 """A trained method as a folder of standard formats, and back.
 
-    model.safetensors, config.json, tokenizer...    a base model of which every weight was trained (plain Hugging Face)
-    adapter_model.safetensors, adapter_config.json  LoRA of a frozen base model (plain PEFT)
-    kvc.safetensors                                 every other trained tensor, by its name in `Method.trained_state()`
-    kvc.json                                        method, configuration, base model: written last, so it means complete
+* `model.safetensors`, `config.json`, tokenizer: a base model of which every weight was trained (plain Hugging Face)
+* `adapter_model.safetensors`, `adapter_config.json`: LoRA of a frozen base model (plain PEFT)
+* `kvc.safetensors`: every other trained tensor, by its name in `Method.trained_state()`
+* `kvc.json`: method, configuration, base model; written last, so a folder that holds it is complete
 """
 
 import json
@@ -88,7 +88,9 @@ def write_export(method: Method, folder: Path, manifest: dict[str, Any], card: s
         raise UserError(f"{folder} is a run folder: export into another one")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
+        # On the same disk as its files' final place, so that a move is a rename.
+        place = folder if folder.is_dir() else folder.parent
+        temporary = Path(tempfile.mkdtemp(dir=place, prefix=".export.", suffix=".tmp"))
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     try:
@@ -115,7 +117,7 @@ def _write_tensors(method: Method, folder: Path, manifest: dict[str, Any]) -> di
         manifest = {**manifest, "model": _own_base(manifest["model"]), "trained_from": manifest["base_model"]}
         manifest.pop("base_model")
     if parts.adapted is not None:
-        parts.adapted.save_pretrained(folder, save_embedding_layers=False)
+        parts.adapted.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
         settings = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         # PEFT would store where the base model lies on this machine.
         settings["base_model_name_or_path"] = manifest["base_model"]["name"]
