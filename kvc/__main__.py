@@ -28,7 +28,12 @@ examples:
 
 def help_text() -> str:
     """What `python -m kvc --help` prints."""
-    lines = ["usage: python -m kvc COMMAND [options]", "", "Train, run and compare context and KV-cache compression.", ""]
+    lines = [
+        "usage: python -m kvc COMMAND [options]",
+        "",
+        "Train, run and compare context and KV-cache compression.",
+        "",
+    ]
     for title, commands in (("with a Trainer", TRAINER_COMMANDS), ("without", COMMANDS)):
         lines.append(f"commands {title}:")
         lines += [f"  {name:<12}{text}" for name, text in commands.items()]

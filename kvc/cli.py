@@ -1,14 +1,17 @@
 """`fit`, `validate`, `test` and `predict`: LightningCLI in subclass mode over one run folder."""
 
 import importlib
-import os
 import pkgutil
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jsonargparse
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
@@ -22,13 +25,13 @@ from kvc.callbacks.throughput import Throughput
 from kvc.core.checkpoint_io import AtomicCheckpointIO
 from kvc.core.datamodule import KvcDataModule
 from kvc.core.evaluation import Evaluation
-from kvc.core.files import digest_files
+from kvc.core.files import digest, digest_files, write_text
 from kvc.core.method import Method
 from kvc.core.module import KvcModule
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 from kvc.messages import one_sentence
-from kvc.runs import RUNS, RunFolder
+from kvc.runs import CONFIG, RUNS, RunFolder
 
 DESCRIPTIONS = {
     "fit": "Train a method, then evaluate its best checkpoint. The same folder goes on where it stopped.",
@@ -68,6 +71,7 @@ class Cli(LightningCLI):
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
         self.folder = RunFolder(Path())
         self.trained: RunFolder | None = None
+        self.run_config: dict[str, Any] = {}
         self.resuming = False
         self.exit_code = 0
         super().__init__(
@@ -127,7 +131,6 @@ class Cli(LightningCLI):
             for key in ("run_dir", "name", "overwrite", "run", "eval_name", "save_every", "checkpoint"):
                 stored.pop(key, None)
             _unlink(stored)
-            self.run_model = stored["model"]
             with _stored_config(stored) as path:
                 self.config = parser.parse_args([command, "--config", path, *rest])
             self.config[command].config = None
@@ -158,7 +161,7 @@ class Cli(LightningCLI):
         else:
             self.folder = _folder_of(options)
         self.run_config = config
-        if rank_zero_only.rank != 0:
+        if _rank() != 0:
             self.resuming = self.folder.last.is_file()
             return
         known = self.folder.claim(config, options.overwrite)
@@ -227,15 +230,16 @@ class Cli(LightningCLI):
         if self.trainer.received_sigterm or self.trainer.interrupted:
             self.exit_code = 143
             return
+        # From here on a restart goes straight to the evaluation.
+        self.trainer.save_checkpoint(self.folder.last)
         # Data without a test split are judged on the validation split.
         datamodule.eval_split = "test" if datamodule.has_split("test") else "val"
         self.writer.command = "fit"
         self.writer.folder = self.folder.evaluation("test").path
         self.writer.also = self.folder.path
-        best = self.folder.best() if rank_zero_only.rank == 0 else self.folder.checkpoints / "best.ckpt"
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=best, verbose=False)
-        if rank_zero_only.rank == 0:
-            RunFolder(self.writer.folder).config.write_text(self.folder.config.read_text())
+        if self.trainer.is_global_zero:
+            write_text(RunFolder(self.writer.folder).config, self.folder.config.read_text(encoding="utf-8"))
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=self.folder.best(), verbose=False)
 
     def validate(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
         """Evaluate the validation split."""
@@ -260,6 +264,11 @@ class Cli(LightningCLI):
             self.trainer.predict(model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
         else:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+
+
+def _rank() -> int:
+    """This process among those that were started for the run; 0 before any launch."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter):
@@ -292,25 +301,13 @@ def _unlink(config: dict[str, Any]) -> None:
         config.get(part, {}).get("init_args", {}).pop("seed", None)
 
 
-class _stored_config:  # noqa: N801 - used as a function
-    """A temporary YAML file with a run's configuration."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def __enter__(self) -> str:
-        import tempfile
-
-        import yaml
-
-        # Beside the working directory's files, so that relative paths in it mean what they meant.
-        handle, self.path = tempfile.mkstemp(suffix=".yaml", prefix="kvc-")
-        with os.fdopen(handle, "w") as file:
-            yaml.safe_dump(self.config, file)
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        Path(self.path).unlink(missing_ok=True)
+@contextmanager
+def _stored_config(config: dict[str, Any]) -> Iterator[str]:
+    """A temporary YAML file with a run's configuration, whose parts are already composed."""
+    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
+        path = Path(folder) / CONFIG
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        yield str(path)
 
 
 def _folder_of(options: Namespace) -> RunFolder:
@@ -330,8 +327,6 @@ def _wandb(folder: RunFolder, resuming: bool) -> Logger:
     except ImportError:
         raise UserError("--wandb needs the extra: pip install 'kvc[wandb]'") from None
     from lightning.pytorch.loggers import WandbLogger
-
-    from kvc.core.files import digest
 
     identifier = digest(str(folder.path.resolve()))
     return WandbLogger(

@@ -1,7 +1,5 @@
 """Long messages of the argument parser, cut down to the sentence that helps."""
 
-import re
-
 LIMIT = 400
 
 

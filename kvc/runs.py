@@ -1,10 +1,10 @@
 """The run folder: what it holds, when it may be written, how it is read back.
 
-    RUN/config.yaml            the truth: everything the run was started with
-    RUN/checkpoints/last.ckpt  resume from here        best.ckpt  evaluate this
-    RUN/events.out.tfevents.*  TensorBoard
-    RUN/eval/NAME/             config.yaml, predictions.jsonl, result.json and pictures of one evaluation
-    RUN/result.json            written last: the run is finished
+RUN/config.yaml            the truth: everything the run was started with
+RUN/checkpoints/last.ckpt  resume from here        best.ckpt  evaluate this
+RUN/events.out.tfevents.*  TensorBoard
+RUN/eval/NAME/             config.yaml, predictions.jsonl, result.json and pictures of one evaluation
+RUN/result.json            written last: the run is finished
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from kvc import __version__
 from kvc.core.files import digest, write_text
 from kvc.errors import UserError
 
@@ -149,6 +150,8 @@ class RunFolder:
             result = json.loads(self.result.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{self.result} is not valid JSON (line {error.lineno}): {error.msg}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.result} is not UTF-8 text") from error
         if not isinstance(result, dict):
             raise UserError(f"{self.result} is not a JSON object")
         return result
@@ -191,7 +194,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
         "git": _git(),
         "machine": machine(),
-        "command": " ".join(["kvc", *sys.argv[1:]]) if sys.argv[0].endswith(("kvc", "__main__.py")) else "",
+        "argv": " ".join(["kvc", *sys.argv[1:]]) if sys.argv[0].endswith(("kvc", "__main__.py")) else "",
     }
 
 
@@ -207,7 +210,7 @@ def machine() -> dict[str, Any]:
 
 def _version(package: str) -> str:
     try:
-        return version(package)
+        return __version__ if package == "kvc" else version(package)
     except PackageNotFoundError:
         return "not installed"
 
@@ -222,6 +225,9 @@ def _git() -> dict[str, Any]:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10).stdout
 
     try:
-        return {"commit": ask("rev-parse", "HEAD").strip(), "dirty": bool(ask("status", "--porcelain").strip())}
+        return {
+            "commit": ask("rev-parse", "--verify", "--quiet", "HEAD").strip(),
+            "dirty": bool(ask("status", "--porcelain").strip()),
+        }
     except (OSError, subprocess.TimeoutExpired):
         return {}

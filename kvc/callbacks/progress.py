@@ -36,5 +36,9 @@ class LineProgress(Callback):
         rate = (done - self._first_step) / (now - self._begun)
         left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
         loss = trainer.callback_metrics.get("train/loss")
-        print(f"step {done}/{total}  loss {float(loss):.4f}  {rate:.1f} steps/s  {left} left" if loss is not None else
-              f"step {done}/{total}  {rate:.1f} steps/s  {left} left", flush=True)
+        print(
+            f"step {done}/{total}  loss {float(loss):.4f}  {rate:.1f} steps/s  {left} left"
+            if loss is not None
+            else f"step {done}/{total}  {rate:.1f} steps/s  {left} left",
+            flush=True,
+        )

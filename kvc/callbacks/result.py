@@ -34,8 +34,8 @@ class ResultWriter(Callback):
         self.also: Path | None = None
         self.extra: dict[str, Any] = {}
         self._started = 0.0
-        self._fit_started = 0.0
-        self.fit_seconds = 0.0
+        self._fit_started: float | None = None
+        self._fit_before = 0.0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of training."""
@@ -43,7 +43,21 @@ class ResultWriter(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock of training."""
-        self.fit_seconds = time.perf_counter() - self._fit_started
+        self._fit_before, self._fit_started = self.fit_seconds(), None
+
+    def fit_seconds(self) -> float:
+        """Seconds of training so far, over all sessions of the run."""
+        running = time.perf_counter() - self._fit_started if self._fit_started is not None else 0.0
+        return self._fit_before + running
+
+    def state_dict(self) -> dict[str, float]:
+        """The clock goes into checkpoints."""
+        return {"fit_seconds": self.fit_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """A resumed run goes on counting."""
+        if self._fit_started is None and self._fit_before == 0.0:
+            self._fit_before = state_dict["fit_seconds"]
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the evaluation."""
@@ -100,13 +114,14 @@ class ResultWriter(Callback):
             "seed": self.config.get("seed_everything"),
             "identity": identity_hash(self.config),
             "samples": count,
+            "headline": list(module.headline),
             **(summary.as_dict() if summary is not None else {}),
             "base_model": module.base_identity(),
             "data": {"hash": data.data_hash(), **data.describe()},
             "sizes": module.sizes(),
             "timing": {
                 "steps": trainer.global_step,
-                "fit_seconds": round(self.fit_seconds, 3),
+                "fit_seconds": round(self.fit_seconds(), 3),
                 "evaluation_seconds": round(time.perf_counter() - self._started, 3),
             },
             "pictures": pictures,

@@ -1,1 +1,1 @@
-
+"""Commands without a Trainer."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from kvc.core.files import digest, digest_files
+from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 
 TINY = "tiny"
@@ -90,7 +91,7 @@ class Backbone:
         """
         tokenizer = self._load(AutoTokenizer, "tokenizer")
         if not tokenizer.is_fast:
-            raise UserError(f"backbone.pretrained: {self.pretrained} has no fast tokenizer, which kvc needs for offsets")
+            raise UserError(f"backbone.pretrained: {self.pretrained} has no fast tokenizer, which offsets need")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -128,10 +129,14 @@ class Backbone:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model.train()
 
-    def identity(self) -> str:
-        """A name of the weights: contents of a local folder, commit of a Hub model, shape of a random one."""
+    def identity(self, seed: int = DEFAULT_SEED) -> str:
+        """A name of the weights: contents of a local folder, commit of a Hub model, shape and seed of a random one."""
         if self.from_config:
-            return digest([self.load_config().to_dict(), "random"])
+            config = self.load_config().to_dict()
+            # Where the folder lies and which version read it do not change the weights.
+            for key in ("_name_or_path", "transformers_version"):
+                config.pop(key, None)
+            return digest([config, seed])
         folder = Path(self.location)
         if folder.is_dir():
             return digest_files(folder / "config.json", *sorted(folder.glob("*.safetensors")))
@@ -181,11 +186,17 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     try:
         wrapped = get_peft_model(model, config, autocast_adapter_dtype=True)
     except ValueError as error:
-        raise UserError(f"backbone.lora.targets: {lora.targets} name no linear layer of {type(model).__name__}") from error
+        raise UserError(
+            f"backbone.lora.targets: {lora.targets} name no linear layer of {type(model).__name__}"
+        ) from error
     return wrapped
 
 
 def decoder(model: nn.Module) -> nn.Module:
     """The stack below the LM head (embeddings, blocks, final norm), with or without a PEFT wrapper around it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.get_decoder() if hasattr(base, "get_decoder") else base.base_model
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    get_decoder = getattr(base, "get_decoder", None)
+    inner: nn.Module = get_decoder() if callable(get_decoder) else base.base_model
+    return inner

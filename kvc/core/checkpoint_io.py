@@ -18,7 +18,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with atomic(path) as temporary:
             torch.save(checkpoint, temporary)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:  # type: ignore[override]
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Load tensors and plain values.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Base of every DataModule: a fixed order for each seed and epoch, exact on any number of ranks, resumable mid-epoch."""
+"""Base of every DataModule: an order fixed by seed and epoch, exact on any number of ranks, resumable mid-epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -19,8 +19,8 @@ class KvcDataModule(LightningDataModule):
 
     Training order is a permutation drawn from (seed, epoch), dealt out to the ranks row by row, so that W ranks with
     batch B see the same rows in the same step as one process with batch W x B. Evaluation splits are dealt out without
-    padding: each row is counted once on any number of ranks. The keys given to a dataset are `(epoch, index)`, so a draw
-    that must be made anew each epoch is a pure function of its key, whichever worker makes it.
+    padding: each row is counted once on any number of ranks. The keys given to a dataset are `(epoch, index)`, so a
+    draw that must be made anew each epoch is a pure function of its key, whichever worker makes it.
 
     Args:
         batch_size: Rows of a training batch on each rank; None where the dataset's items are whole batches.

@@ -47,7 +47,7 @@ class Method(KvcModule):
 
     monitor: ClassVar[tuple[str, str]] = ("val/loss", "min")
     """Metric and direction (min, max) by which the best checkpoint is chosen."""
-    frozen: ClassVar[tuple[str, ...]] = ("backbone",)
+    frozen: tuple[str, ...] = ("backbone",)
     """Attributes that hold the base model: their untrained weights and buffers stay out of checkpoints."""
 
     def __init__(self, optim: Optim | None = None, seed: int = seeds.DEFAULT_SEED) -> None:

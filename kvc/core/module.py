@@ -1,7 +1,7 @@
 """What trainable methods and untrained evaluations share: batches in, records out, a summary over all ranks."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed
@@ -27,6 +27,9 @@ class KvcModule(LightningModule):
     Args:
         seed: Seed of every draw that the module makes itself.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ()
+    """The few metrics that tables show first; empty: the first ones."""
 
     def __init__(self, seed: int = DEFAULT_SEED) -> None:
         super().__init__()

@@ -74,10 +74,16 @@ def bootstrap_weights(n: int, seed: int, resamples: int = RESAMPLES) -> np.ndarr
 
 
 def bootstrap_mean(values: Sequence[float], seed: int, resamples: int = RESAMPLES) -> Value:
-    """Mean of per-unit values with its 95 % bootstrap interval."""
+    """Mean of per-unit values with its 95 % interval: Wilson's for yes and no, else the bootstrap's."""
     data = np.asarray(values, dtype=float)
     if data.size == 0:
         raise ValueError("no values to average")
+    if np.isin(data, (0, 1)).all():
+        # A bootstrap of 100 hits in 100 would claim certainty.
+        from scipy.stats import binomtest
+
+        low, high = binomtest(int(data.sum()), data.size).proportion_ci(method="wilson")
+        return Value(float(data.mean()), float(low), float(high), data.size)
     return interval(data.mean(), bootstrap_weights(len(data), seed, resamples) @ data / len(data), len(data))
 
 

@@ -114,7 +114,9 @@ class CompTraces(KvcDataModule):
             traces, reasons = filter_valid(traces)
             self.dropped.update(reasons)
         if not any(trace.marks for trace in traces):
-            raise UserError(f"data.path: {self.path} holds no valid trace with a <COMP> marker (dropped: {self.dropped})")
+            raise UserError(
+                f"data.path: {self.path} holds no valid trace with a <COMP> marker (dropped: {self.dropped})"
+            )
         order = torch.randperm(len(traces), generator=seeds.generator(self.split_seed)).tolist()
         first = round(len(traces) * self.split[0])
         second = first + round(len(traces) * self.split[1])

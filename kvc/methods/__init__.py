@@ -1,1 +1,1 @@
-
+"""One folder a method; they never import each other."""

@@ -31,17 +31,27 @@ def test_simple_rules_are_poor_but_not_hopeless():
     sentence_newline = rule_f1(ends(r"\.(?=\n)"))
     full_stop = rule_f1(ends(r"\."))
     print(f"F1: newline {any_newline:.3f}, full stop + newline {sentence_newline:.3f}, full stop {full_stop:.3f}")
-    assert 0.35 <= any_newline <= 0.7
-    assert 0.45 <= sentence_newline <= 0.7
-    assert 0.5 <= full_stop <= 0.9
+    assert 0.2 <= any_newline <= 0.7
+    assert 0.2 <= sentence_newline <= 0.7
+    assert 0.3 <= full_stop <= 0.7
 
 
-def test_the_mark_is_decided_by_the_text_on_its_left():
-    # The rule a causal reader can learn reproduces every mark: a bound result or a start fact has just ended.
-    finished = re.compile(r"(?:so (?:\w+ has|together they have) \d+ \w+|\w+ starts with \d+ \w+)\.\Z")
+def test_a_mark_ends_a_phase():
+    # A bound result or start fact is marked unless the very next equation starts from its owner's number.
+    finished = re.compile(r"(?:so (\w+) (?:has|have) (\d+) \w+|(\w+) starts with (\d+) \w+)\.\Z")
+    kept = 0
     for trace in TRACES:
         for stop in re.finditer(r"\.", trace.text):
-            assert bool(finished.search(trace.text[: stop.end()])) == (stop.end() in trace.marks)
+            ended = finished.search(trace.text[: stop.end()])
+            marked = stop.end() in trace.marks
+            if ended and not marked:
+                kept += 1
+                following = re.search(r"(\d+) [-+*/] (\d+) =", trace.text[stop.end() :])
+                assert following is not None
+                assert (ended[2] or ended[4]) in following.groups(), "an unmarked number is needed at once"
+            else:
+                assert bool(ended) or not marked or "together they have" in trace.text[: stop.end()]
+    assert kept > 200
 
 
 def replay(problem):
@@ -134,7 +144,7 @@ def test_splits_share_no_question():
 
 def test_generation_is_pinned():
     text = "\n\n".join(problem_for("val", 42, index).reasoning_with_compression for index in range(50))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "d0314dd81c23c5c4"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "504ec3ced6bfc65a"
 
 
 def test_nothing_touches_the_global_generator():

@@ -1,9 +1,10 @@
 """From a list of steps to the text of a solution with `<COMP>` markers.
 
-Where a marker goes is decided by the text on its left alone: after the full stop of a bound result ("so Emma has 25
-buttons.") and of a start fact ("Karl starts with 30 buttons."). Sentences that end in a full stop but finish nothing
-get none: a restatement that the calculation still follows, a reminder ("Keep in mind: ..."), a plan ("Next we look at
-Emma."). A full stop, like a line break, is therefore evidence and not proof.
+A marker ends a phase: it follows a bound result ("so Emma has 25 buttons.") or a start fact ("Karl starts with 30
+buttons.") unless the very next calculation starts from that number, which is then still needed word for word. The
+question tells which number that is, so a marker is decided by the text on its left, but only for a reader who knows
+what comes next. Sentences that finish nothing get none: a restatement that the calculation still follows, a reminder
+("Keep in mind: ..."), a plan ("Next we look at Emma."). A full stop, like a line break, is evidence and not proof.
 """
 
 import random
@@ -65,7 +66,7 @@ def _reminder(rng: random.Random, values: dict[str, int], steps: list[Step], don
 
 
 def write_solution(rng: random.Random, starts: dict[str, int], steps: list[Step], objects: str, answer: str) -> str:
-    r"""The solution text, with ` <COMP>` after each finished step and none after the last line.
+    r"""The solution text, with ` <COMP>` after each finished phase and none after the last line.
 
     Args:
         rng: Source of randomness for the layout; it changes no number.
@@ -75,8 +76,9 @@ def write_solution(rng: random.Random, starts: dict[str, int], steps: list[Step]
         answer: The final number; the text ends in `\n#### {answer}`.
     """
     values = dict(starts)
+    needed = [set(step.uses) for step in steps] + [set()]
     sentences = [
-        f"{person} starts with {value} {objects}. {COMP}"
+        f"{person} starts with {value} {objects}." + ("" if person in needed[0] else f" {COMP}")
         for person, value in starts.items()
         if rng.random() < RESTATED_START
     ]
@@ -85,7 +87,8 @@ def write_solution(rng: random.Random, starts: dict[str, int], steps: list[Step]
             sentences.append(reminder)
         if step.owner and rng.random() < PLAN:
             sentences.append(f"Next we look at {step.owner}.")
-        sentences.append(rng.choice(SHAPES).format(s=step.statement, e=step.equation, b=step.bound) + f" {COMP}")
+        sentence = rng.choice(SHAPES).format(s=step.statement, e=step.equation, b=step.bound)
+        sentences.append(sentence if step.owner in needed[done + 1] else f"{sentence} {COMP}")
         if step.owner:
             values[step.owner] = step.value
     text = sentences[0]

@@ -36,9 +36,9 @@ class CompClassifier(Method):
 
     Args:
         backbone: Frozen base model.
-        balance: How the rarity of positives is met. `balanced`: as many distinct negatives as the trace has positives,
-            drawn anew each epoch. `weighted`: every token, positives weighted by the train split's ratio. `focal`: every
-            token, easy ones down-weighted.
+        balance: How the rarity of positives is met. `balanced`: as many distinct negatives as the trace has
+            positives, drawn anew each epoch. `weighted`: every token, positives weighted by the train split's ratio.
+            `focal`: every token, easy ones down-weighted.
         focal_gamma: Exponent of the focal loss.
         dropout: Dropout inside the head.
         cache: Keep hidden states on disk (`$KVC_CACHE`, else ~/.cache/kvc); false runs the model again for every batch.
@@ -48,7 +48,7 @@ class CompClassifier(Method):
 
     monitor: ClassVar[tuple[str, str]] = ("val/average_precision", "max")
     headline: ClassVar[tuple[str, ...]] = ("average_precision", "f1", "accuracy", "roc_auc", "count_error")
-    frozen = ()
+    frozen: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -69,11 +69,13 @@ class CompClassifier(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = CompHead(int(self.base.load_config().hidden_size), dropout)
+        self.threshold: torch.Tensor
+        self.rate: torch.Tensor
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("rate", torch.tensor(0.0))
         self.average_precision = BinaryAveragePrecision()
         self._val_scores: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._base_hash = self.base.identity()
+        self._base_hash = self.base.identity(seed)
         # Not a submodule: Lightning must neither move, wrap nor save what the store makes superfluous.
         self._model: list[Any] = []
         self._store: HiddenStore | None = None
@@ -96,7 +98,7 @@ class CompClassifier(Method):
 
     def data(self) -> "CompTraces":
         """The datamodule of the running trainer."""
-        return self.trainer.datamodule  # type: ignore[attr-defined,no-any-return]
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def _open_store(self) -> None:
         if not self.cache or self._store is not None:

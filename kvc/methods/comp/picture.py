@@ -52,7 +52,9 @@ def _curves(axes: Any, records: Sequence[Record], summary: Summary, threshold: f
             axes.axhline(labels.mean(), color=color, lw=1.4, ls=":", label=label)
         else:
             axes.plot(metrics["recall"].value, metrics["precision"].value, "D", color=color, ms=8, label=label)
-    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel="recall: COMPs found", ylabel="precision: right when it fires")
+    axes.set(
+        xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel="recall: COMPs found", ylabel="precision: right when it fires"
+    )
     axes.set_title(f"Where to compress: {len(records)} held-out traces", loc="left", fontsize=12, weight="bold")
     axes.legend(loc="center left", bbox_to_anchor=(0.01, 0.42), fontsize=9, frameon=True, framealpha=0.92)
     note = f"dot: threshold {threshold:.2f}, chosen on validation data; diamonds: rules that need no training"

@@ -54,7 +54,7 @@ class HiddenStore:
             return self._shards[0][rows]
         shard = torch.bucketize(rows, self._starts[1:], right=True)
         out = torch.empty(len(rows), self._shards[0].shape[1], dtype=torch.bfloat16)
-        for number in shard.unique().tolist():
+        for number in torch.unique(shard).tolist():
             chosen = (shard == number).nonzero().squeeze(1)
             out[chosen] = self._shards[number][rows[chosen] - self._starts[number]]
         return out
@@ -101,7 +101,13 @@ def build_store(
 def _compute(
     folder: Path, parts: Sequence[tuple[str, range]], hidden: Callable[[range], torch.Tensor], shown: bool
 ) -> None:
-    columns = (TextColumn("hidden states"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"), TimeRemainingColumn())
+    columns = (
+        TextColumn("hidden states"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("shards"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, disable=not shown) as progress:
         task = progress.add_task("", total=len(parts))
         for name, part in parts:

@@ -29,7 +29,7 @@ class LanguageModel(Method):
         seed: Seed of the run.
     """
 
-    frozen = ()
+    frozen: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -50,9 +50,9 @@ class LanguageModel(Method):
         if train == "all":
             self.backbone.float().requires_grad_(True)
         else:
-            self.frozen = ("backbone",)  # type: ignore[misc]
+            self.frozen = ("backbone",)
         self.max_new_tokens = max_new_tokens
-        self._identity = self.base.identity()
+        self._identity = self.base.identity(seed)
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the starting weights."""
