@@ -360,6 +360,9 @@ def quiet() -> None:
     """Silence advice that does not apply here, so that warnings which remain are worth reading."""
     import logging
 
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     for pattern in (
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
@@ -369,6 +372,7 @@ def quiet() -> None:
         r".*number of training batches \(\d+\) is smaller than the logging interval.*",
         r".*you defined a `validation_step` but have no `val_dataloader`.*",
         r".*the dataloaders? state.*",
+        r".*set_vital.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):

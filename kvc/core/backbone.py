@@ -121,7 +121,7 @@ class Backbone:
             dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
             model = AutoModelForCausalLM.from_config(self.load_config(), dtype=dtype, **attention)
         else:
-            model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, use_safetensors=True, **attention)
+            model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, weights_only=True, **attention)
         model.requires_grad_(False)
         if self.lora is not None:
             model = add_lora(model, self.lora)

@@ -1,0 +1,1 @@
+"""Grid files, benchmarks and notes; see LOG.md."""
