@@ -29,7 +29,7 @@ def draw(records: Sequence[Record], summary: Summary, threshold: float) -> "Figu
     record = _typical(records)
     lines = _layout(record)
     # The trace decides the height: every line of it gets the same room.
-    figure = Figure(figsize=(13, max(5.2, 1.9 + 0.27 * len(lines))), facecolor="white", layout="constrained")
+    figure = Figure(figsize=(13, max(6.2, 2.2 + 0.27 * len(lines))), facecolor="white", layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.35))
     _curves(left, records, summary, threshold)
     _trace(figure, right, lines, threshold)
@@ -56,9 +56,11 @@ def _curves(axes: Any, records: Sequence[Record], summary: Summary, threshold: f
         xlim=(-0.02, 1.02), ylim=(-0.02, 1.04), xlabel="recall: COMPs found", ylabel="precision: right when it fires"
     )
     axes.set_title(f"Where to compress: {len(records)} held-out traces", loc="left", fontsize=12, weight="bold")
-    axes.legend(loc="center left", bbox_to_anchor=(0.01, 0.42), fontsize=9, frameon=True, framealpha=0.92)
-    note = f"dot: threshold {threshold:.2f}, chosen on validation data; diamonds: rules that need no training"
-    axes.text(0, -0.14, note, transform=axes.transAxes, fontsize=8.5, color="#555555")
+    # Below the axes: inside, a curve or a rule would sooner or later be hidden.
+    legend = axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.11), fontsize=9, frameon=False)
+    legend.set_title(f"dot: threshold {threshold:.2f} from validation data; diamonds: rules without training")
+    legend.get_title().set(fontsize=8.5, color="#555555")
+    legend._legend_box.align = "left"
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
 
@@ -98,7 +100,7 @@ def _trace(figure: Any, axes: Any, lines: list[list[tuple[str, float, int]]], th
 
     shades = LinearSegmentedColormap.from_list("comp", ["#ffffff", "#f7d774", "#e4572e"])
     assert colormaps is not None
-    axes.set(xlim=(0, COLUMNS + 4), ylim=(min(len(lines), MAX_LINES) + 2.6, -0.4))
+    axes.set(xlim=(0, COLUMNS + 4), ylim=(min(len(lines), MAX_LINES) + 2.6, -1.2))
     axes.axis("off")
     axes.set_title("One trace: colour is the probability that a COMP follows", loc="left", fontsize=12, weight="bold")
     style = {"family": "monospace", "fontsize": 8.6, "va": "center", "color": INK}
