@@ -13,12 +13,15 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from kvc.callbacks.checkpoint import LastCheckpoint
 from kvc.callbacks.progress import LineProgress
 from kvc.callbacks.result import ResultWriter
 from kvc.callbacks.throughput import Throughput
@@ -31,7 +34,7 @@ from kvc.core.module import KvcModule
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 from kvc.messages import one_sentence
-from kvc.runs import CONFIG, RUNS, RunFolder
+from kvc.runs import CONFIG, RUNS, Claim, RunFolder, read_yaml
 
 DESCRIPTIONS = {
     "fit": "Train a method, then evaluate its best checkpoint. The same folder goes on where it stopped.",
@@ -61,7 +64,10 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise `UserError` with the heart of jsonargparse's message."""
-        raise UserError(one_sentence(message)) from ex
+        commands = self._subcommands_action
+        parsers = [self, *(commands._name_parser_map.values() if commands else [])]
+        known = {action.dest for parser in parsers for action in parser._actions if "help" not in action.dest}
+        raise UserError(one_sentence(message, sorted(known))) from ex
 
 
 class Cli(LightningCLI):
@@ -69,44 +75,55 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.command = argv[0]
         self.folder = RunFolder(Path())
+        self.claim: Claim | None = None
         self.trained: RunFolder | None = None
         self.run_config: dict[str, Any] = {}
         self.resuming = False
         self.exit_code = 0
-        super().__init__(
-            KvcModule,
-            KvcDataModule,
-            save_config_callback=None,
-            seed_everything_default=DEFAULT_SEED,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_class=Parser,
-            parser_kwargs={
-                "prog": "python -m kvc",
-                **{
-                    name: {
-                        "description": text,
-                        "epilog": EXAMPLES[name],
+        with self._all_or_nothing():
+            super().__init__(
+                KvcModule,
+                KvcDataModule,
+                save_config_callback=None,
+                seed_everything_default=DEFAULT_SEED,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "python -m kvc",
+                    self.command: {
+                        "description": DESCRIPTIONS[self.command],
+                        "epilog": EXAMPLES[self.command],
                         "formatter_class": _Formatter,
-                        "prog": f"python -m kvc {name}",
-                    }
-                    for name, text in DESCRIPTIONS.items()
+                        "prog": f"python -m kvc {self.command}",
+                    },
                 },
-            },
-            args=argv,
-        )
+                args=argv,
+            )
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """What fails before training or evaluation has begun leaves no folder behind, and loses none."""
+        try:
+            yield
+        except BaseException as error:
+            if self.claim is not None:
+                self.claim.undo()
+            if isinstance(error, MisconfigurationException):
+                raise UserError(f"trainer: {one_sentence(str(error))}") from error
+            raise
 
     # ------------------------------------------------------------------ arguments
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The commands; checkpoints are chosen by the run folder, not by hand."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The command at hand, since each costs time; checkpoints are chosen by the run folder, not by hand."""
         skip = {"model", "datamodule", "ckpt_path", "weights_only", "verbose", "return_predictions"}
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
-        return {"fit": skip | loaders, "validate": skip | loaders, "test": skip | loaders, "predict": skip | loaders}
+        return {self.command: skip | loaders}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where a run lives, and one seed for everything."""
@@ -124,7 +141,10 @@ class Cli(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; with `--run`, on top of the run's own configuration."""
         command, rest = args[0], args[1:]
-        run = _option(rest, "--run")
+        for config in map(Path, _options(rest, "--config")):
+            if config.is_file():
+                read_yaml(config)  # jsonargparse would not name the file
+        run = next(iter(_options(rest, "--run")), None)
         if run is not None and command != "fit":
             self.trained = RunFolder(Path(run))
             stored = self.trained.read_config()
@@ -149,6 +169,8 @@ class Cli(LightningCLI):
         """Claim the folder before anything heavy is built."""
         command = str(self.subcommand)
         options = self.config[command]
+        if not isinstance(options.trainer, Namespace):
+            raise UserError(f"trainer: expected a mapping of settings, got {options.trainer}")
         self.config_dump: dict[str, Any]
         self._dump_config()
         config = self.config_dump
@@ -164,15 +186,22 @@ class Cli(LightningCLI):
         if _rank() != 0:
             self.resuming = self.folder.last.is_file()
             return
-        known = self.folder.claim(config, options.overwrite)
-        self.resuming = known and command == "fit" and self.folder.last.is_file()
-        if known and self.folder.result.is_file():
+        self.claim = self.folder.claim(config, options.overwrite)
+        self.resuming = self.claim.known and command == "fit" and self.folder.last.is_file()
+        if self.claim.known and self.folder.result.is_file():
             print(f"{self.folder.path} is finished: {self.folder.result} (--overwrite starts afresh)")
             raise SystemExit(0)
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer, and check that they suit the command."""
-        super().instantiate_classes()
+        """Build model, data and trainer."""
+        try:
+            super().instantiate_classes()
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(one_sentence(str(error))) from error
+
+    def _check_command(self) -> None:
         if self.subcommand == "fit" and isinstance(self.model, Evaluation):
             raise UserError(f"{type(self.model).__name__} is an Evaluation: nothing to fit, use the command test")
         if self.subcommand != "fit" and isinstance(self.model, Method) and self.trained is None:
@@ -180,12 +209,15 @@ class Cli(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, checkpoints, progress and results to what the configuration asks for."""
+        self._check_command()
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if config.get("logger") not in (None, True, False):
             raise UserError("trainer.logger is set by kvc: use --wandb true to add Weights & Biases")
         self.writer = ResultWriter(self.run_config)
         watched = sys.stderr.isatty() and sys.stdout.isatty()
         callbacks: list[Any] = [self.writer, Throughput()]
+        if self.claim is not None:
+            callbacks.append(_Begun(self.claim))
         if config.get("enable_progress_bar") is not False:
             callbacks.append(RichProgressBar(leave=True) if watched else LineProgress())
             config["enable_progress_bar"] = watched
@@ -199,7 +231,10 @@ class Cli(LightningCLI):
             config["enable_model_summary"] = False
         if fitting:
             callbacks += self._checkpoints()
-        return self._instantiate_trainer(config, callbacks)
+        try:
+            return self._instantiate_trainer(config, callbacks)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"trainer: {one_sentence(str(error))}") from error
 
     def _loggers(self) -> list[Logger]:
         loggers: list[Logger] = [TensorBoardLogger(str(self.folder.path), name="", version="", default_hp_metric=False)]
@@ -208,37 +243,38 @@ class Cli(LightningCLI):
             loggers.append(_wandb(self.folder, bool(self.resuming)))
         return loggers
 
-    def _checkpoints(self) -> list[ModelCheckpoint]:
-        options = self.config["fit"]
+    def _checkpoints(self) -> list[Checkpoint]:
         monitor, mode = self.model.monitor
-        common: dict[str, Any] = {
-            "dirpath": str(self.folder.checkpoints),
-            "auto_insert_metric_name": False,
-            "enable_version_counter": False,
-        }
-        every = {"every_n_train_steps": options.save_every} if options.save_every else {"every_n_epochs": 1}
-        return [
-            ModelCheckpoint(filename="last", save_on_exception=True, **every, **common),
-            ModelCheckpoint(filename="best", monitor=monitor, mode=mode, **common),
-        ]
+        best = ModelCheckpoint(
+            str(self.folder.checkpoints),
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        return [best, LastCheckpoint(self.folder.last, self.config["fit"].save_every)]
 
     # ------------------------------------------------------------------ commands
 
     def fit(self, model: Method, datamodule: KvcDataModule, **kwargs: Any) -> None:
         """Train, resuming where there is something to resume, then evaluate the best checkpoint."""
+        if not datamodule.has_split("val"):
+            raise UserError(
+                f"data: {type(datamodule).__name__} has no val split, by which fit chooses the best checkpoint"
+            )
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.folder.last if self.resuming else None, **kwargs)
         if self.trainer.received_sigterm or self.trainer.interrupted:
             self.exit_code = 143
             return
-        # From here on a restart goes straight to the evaluation.
-        self.trainer.save_checkpoint(self.folder.last)
         # Data without a test split are judged on the validation split.
         datamodule.eval_split = "test" if datamodule.has_split("test") else "val"
         self.writer.command = "fit"
         self.writer.folder = self.folder.evaluation("test").path
         self.writer.also = self.folder.path
         if self.trainer.is_global_zero:
-            write_text(RunFolder(self.writer.folder).config, self.folder.config.read_text(encoding="utf-8"))
+            config = {**self.run_config, "checkpoint": digest_files(self.folder.best())}
+            write_text(RunFolder(self.writer.folder).config, yaml.safe_dump(config, sort_keys=False))
         self.trainer.test(model, datamodule=datamodule, ckpt_path=self.folder.best(), verbose=False)
 
     def validate(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
@@ -256,7 +292,7 @@ class Cli(LightningCLI):
     def _evaluate(self, model: KvcModule, datamodule: KvcDataModule, command: str, split: Any) -> None:
         datamodule.eval_split = split
         if not datamodule.has_split(split):
-            raise UserError(f"{type(datamodule).__name__} has no {split} split")
+            raise UserError(f"data: {type(datamodule).__name__} has no {split} split")
         self.writer.command = command
         self.writer.folder = self.folder.path
         checkpoint = self.trained.best() if self.trained is not None else None
@@ -269,6 +305,22 @@ class Cli(LightningCLI):
 def _rank() -> int:
     """This process among those that were started for the run; 0 before any launch."""
     return int(getattr(rank_zero_only, "rank", None) or 0)
+
+
+class _Begun(Callback):
+    """Keeps the claim on the folder once everything is set up."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.claim.keep()
+
+    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.claim.keep()
+
+    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        self.claim.keep()
 
 
 class _Formatter(jsonargparse.DefaultHelpFormatter):
@@ -285,14 +337,11 @@ def _seed(value: Any) -> int:
     return int(value)
 
 
-def _option(argv: list[str], name: str) -> str | None:
-    """Value of `--name VALUE` or `--name=VALUE` before parsing."""
-    for position, word in enumerate(argv):
-        if word == name and position + 1 < len(argv):
-            return argv[position + 1]
-        if word.startswith(f"{name}="):
-            return word.split("=", 1)[1]
-    return None
+def _options(argv: list[str], name: str) -> list[str]:
+    """Every value of `--name VALUE` or `--name=VALUE`, before parsing."""
+    pairs = zip(argv, [*argv[1:], None])
+    values = [word.split("=", 1)[1] if word != name else value for word, value in pairs if word.split("=")[0] == name]
+    return [value for value in values if value is not None]
 
 
 def _unlink(config: dict[str, Any]) -> None:
@@ -353,7 +402,11 @@ def main(argv: list[str]) -> int:
     """
     quiet()
     import_parts()
-    return Cli(argv).exit_code
+    try:
+        return Cli(argv).exit_code
+    except SIGTERMException:
+        # It is a SystemExit without a code, which would look like success.
+        return 143
 
 
 def quiet() -> None:

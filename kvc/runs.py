@@ -12,7 +12,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -96,23 +97,17 @@ class RunFolder:
             raise UserError(f"there is no run folder {self.path}")
         if not self.config.is_file():
             raise UserError(f"{self.path} holds no {CONFIG}, so it is not a run folder")
-        try:
-            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.config} is not valid YAML: {str(error).splitlines()[0]}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{self.config} is not a mapping of settings")
-        return config
+        return read_yaml(self.config)
 
-    def claim(self, config: dict[str, Any], overwrite: bool) -> bool:
+    def claim(self, config: dict[str, Any], overwrite: bool) -> "Claim":
         """Take the folder for `config`: create it, continue it, or refuse.
 
         Args:
             config: Full configuration.
-            overwrite: Empty the folder first, if it is a run folder.
+            overwrite: Replace what the folder holds, if it is a run folder.
 
         Returns:
-            Whether it was started before with the same identity.
+            The claim, to be kept when work begins, or undone.
 
         Raises:
             UserError: If it belongs to another configuration, is no run folder, or cannot be written.
@@ -128,15 +123,20 @@ class RunFolder:
                     f"{self.path} was started with another configuration ({'; '.join(changed[:3])}): "
                     "choose another --name, or pass --overwrite to discard it"
                 )
-            return True
+            return Claim(self.path, known=True)
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        claim = Claim(self.path, known=False, made=missing)
         try:
             if occupied:
-                shutil.rmtree(self.path)
+                claim.replaced = self.path.with_name(f".{self.path.name}.replaced")
+                shutil.rmtree(claim.replaced, ignore_errors=True)
+                self.path.rename(claim.replaced)
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(config, sort_keys=False))
         except OSError as error:
+            claim.undo()
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
-        return False
+        return claim
 
     def read_result(self) -> dict[str, Any]:
         """Parse `result.json`.
@@ -155,6 +155,63 @@ class RunFolder:
         if not isinstance(result, dict):
             raise UserError(f"{self.result} is not a JSON object")
         return result
+
+
+@dataclass
+class Claim:
+    """A run folder that was taken. Until work in it begins, taking it can be undone.
+
+    Attributes:
+        path: The folder.
+        known: Whether it was started before with the same identity; then there is nothing to undo.
+        made: Folders that did not exist before, innermost first.
+        replaced: Where the former content waits.
+    """
+
+    path: Path
+    known: bool
+    made: list[Path] = field(default_factory=list)
+    replaced: Path | None = None
+
+    def keep(self) -> None:
+        """Discard what was replaced."""
+        self.known = True
+        if self.replaced is not None:
+            shutil.rmtree(self.replaced, ignore_errors=True)
+
+    def undo(self) -> None:
+        """Leave the disk as it was found, unless the claim was kept."""
+        # Forked ranks keep the claim in a memory of their own: what they wrote must not be lost either.
+        if self.known or any(self.path.rglob("*.ckpt")):
+            return
+        if self.replaced is None or self.replaced.exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+        if self.replaced is not None and self.replaced.exists():
+            self.replaced.rename(self.path)
+        elif not self.made:
+            self.path.mkdir(exist_ok=True)
+        for folder in self.made:
+            with suppress(OSError):  # another run may have moved in beside this one
+                folder.rmdir()
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Parse a file of settings.
+
+    Raises:
+        UserError: If it is not a mapping in YAML; the sentence names file and line.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise UserError(f"{path}{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: not a mapping of settings")
+    return config
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvc.commands import CommandParser
 from kvc.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _positive(text: str) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser of the command."""
-    result = argparse.ArgumentParser(
+    result = CommandParser(
         prog="python -m kvc annotate",
         description="Put <COMP> markers into reasoning traces, or analyse traces that have them.",
         epilog=EPILOG,
@@ -154,7 +155,10 @@ def main(argv: list[str]) -> int:
         console.print(f"dropped for {reason}: {count}")
     if not kept:
         raise UserError(f"--input {source}: no valid trace, nothing written")
-    write_jsonl(output, kept)
+    try:
+        write_jsonl(output, kept)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error.strerror}") from error
     statistics = mark_statistics(kept)
     console.print(f"{statistics.traces} traces, {statistics.mean:.2f} COMP each -> {output}", soft_wrap=True)
     return 0

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from kvc.commands import CommandParser
 from kvc.errors import UserError
 
 EPILOG = """\
@@ -25,7 +26,7 @@ HEADER = ["run", "path", "method", "arm", "seed", "kind", "metric", "value", "lo
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
-    result = argparse.ArgumentParser(
+    result = CommandParser(
         prog="python -m kvc compare",
         description="Compare finished runs, their baselines and paired differences.",
         epilog=EPILOG,

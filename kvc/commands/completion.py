@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from kvc.__main__ import COMMANDS, TRAINER_COMMANDS
+from kvc.commands import CommandParser
 
 EPILOG = """\
 examples:
@@ -36,7 +37,7 @@ TRAINER_OPTIONS: dict[str, tuple[str | tuple[str, ...] | None, str]] = {
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command itself."""
-    result = argparse.ArgumentParser(
+    result = CommandParser(
         prog="python -m kvc completion",
         description="Print a shell completion script for the command kvc.",
         epilog=EPILOG,

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from kvc.commands import CommandParser
 from kvc.errors import UserError
 
 EPILOG = """\
@@ -24,7 +25,7 @@ OWNER/NAME means the Hub unless a folder OWNER is here; ./OWNER/NAME is always a
 
 def parser() -> argparse.ArgumentParser:
     """Arguments of the command."""
-    result = argparse.ArgumentParser(
+    result = CommandParser(
         prog="python -m kvc export",
         description="Write a trained method as safetensors, PEFT and JSON files, with a model card.",
         epilog=EPILOG,

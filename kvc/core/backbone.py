@@ -1,14 +1,15 @@
 """The base model of every method: a stock Hugging Face causal LM, chosen by one small block of configuration."""
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_flash_attn_2_available
 
 from kvc.core.files import digest, digest_files
 from kvc.core.seeds import DEFAULT_SEED
@@ -73,8 +74,12 @@ class Backbone:
         """Check that the settings fit together.
 
         Raises:
-            ValueError: If `overrides` is given without `from_config`.
+            ValueError: If `overrides` is given without `from_config`, or an attention kernel that is not installed.
         """
+        if self.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            raise ValueError(
+                "backbone.attn_implementation: flash_attention_2 needs a GPU and the package flash-attn, use sdpa"
+            )
         if self.overrides and not self.from_config:
             raise ValueError("backbone.overrides needs backbone.from_config: true, since saved weights have one shape")
 
@@ -153,12 +158,15 @@ class Backbone:
             raise UserError(f"backbone.pretrained: {location} holds no config.json, so it is not a model folder")
         try:
             return auto.from_pretrained(location, revision=self.revision, trust_remote_code=False, **kwargs)
-        except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-            offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} else ""
-            reason = " ".join(str(error).split()).split(". ")[0][:300]
-            raise UserError(
-                f"backbone.pretrained: cannot load the {what} of '{self.pretrained}'{offline}: {reason}"
-            ) from error
+        except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+            on_hub = not Path(location).is_dir()
+            offline = on_hub and os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
+            reason = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else _first_sentence(str(error))
+            raise UserError(f"backbone.pretrained: cannot load the {what} of '{self.pretrained}': {reason}") from error
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).split(". ")[0].rstrip(".")[:200]
 
 
 def tiny_folder() -> Path:

@@ -24,18 +24,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: If the file is missing, broken or holds pickled objects.
         """
-        return read_checkpoint(Path(path))
+        path = Path(path)
+        # Under this name Lightning hands the bare weights of forked ranks back to their parent.
+        return _read(path) if path.name == ".temp.ckpt" else read_checkpoint(path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a trainer checkpoint on the CPU.
 
     Raises:
-        UserError: If the file is missing, broken or holds pickled objects.
+        UserError: If the file is missing, broken, foreign or holds pickled objects.
     """
+    checkpoint = _read(path)
+    if not isinstance(checkpoint, dict) or "kvc" not in checkpoint:
+        raise UserError(f"{path} was not written by kvc")
+    return checkpoint
+
+
+def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path}") from None
     except Exception as error:  # torch raises whatever its zip and pickle readers raise
-        raise UserError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0][:200]}") from error
+        if "unsupported global" in str(error).lower():
+            raise UserError(f"{path} holds pickled objects, which are never loaded: they could run code") from error
+        reason = " ".join(str(error).split()).split(". ")[0][:120]
+        # Of some errors the text is empty, or a number.
+        raise UserError(f"{path} is broken, or no checkpoint{f': {reason}' if ' ' in reason else ''}") from error

@@ -41,6 +41,10 @@ class KvcDataModule(LightningDataModule):
         super().__init__()
         if batch_size is not None and batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1, got {batch_size}")
+        if eval_batch_size is not None and eval_batch_size < 1:
+            raise UserError(f"data.eval_batch_size must be at least 1, got {eval_batch_size}")
+        if num_workers < 0:
+            raise UserError(f"data.num_workers must not be negative, got {num_workers}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
@@ -97,7 +101,11 @@ class KvcDataModule(LightningDataModule):
         trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         train = split == "train"
-        return DealtSampler(len(self.dataset(split)), self.seed, train and self.shuffle, train, world, rank)
+        sampler = DealtSampler(len(self.dataset(split)), self.seed, train and self.shuffle, train, world, rank)
+        if train and trainer is not None:
+            # A resumed run draws its first batch before Lightning calls set_epoch.
+            sampler.set_epoch(trainer.current_epoch)
+        return sampler
 
     def _loader(self, split: Split) -> StatefulDataLoader:
         whole = self.batch_size is None

@@ -58,6 +58,7 @@ class Method(KvcModule):
         self._tokens = torch.zeros((), dtype=torch.float64)
         self._val = torch.zeros(2, dtype=torch.float64)
         self._rng: dict[str, Any] | None = None
+        self._pending: dict[str, Any] = {}
 
     # ------------------------------------------------------------------ what a method writes
 
@@ -93,9 +94,19 @@ class Method(KvcModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Put the random state of the checkpoint back, once, right before the first draw after a resume."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            for optimizer in self.trainer.optimizers:
+                optimizer.zero_grad()
         if self._rng is not None:
             seeds.restore(self._rng)
             self._rng = None
+            for name, parameter in self.named_parameters():
+                if name in self._pending:
+                    parameter.grad = self._pending[name].to(parameter)
+            self._pending = {}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Do nothing: Lightning calls this after `training_step`, which would wipe the gradients of early substeps."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Back-propagate the summed loss; `on_before_optimizer_step` turns the sum into a mean."""
@@ -180,23 +191,29 @@ class Method(KvcModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what is trained; add the random state of every rank and what the checkpoint belongs to."""
         checkpoint["state_dict"] = self.trained_state()
-        states = [seeds.capture()]
+        state: dict[str, Any] = {"rng": seeds.capture(), "tokens": self._tokens, "gradients": {}}
+        if float(self._tokens):
+            # In the midst of accumulation, the gradients so far are part of the state.
+            state["gradients"] = {n: p.grad.cpu() for n, p in self.named_parameters() if p.grad is not None}
+        states = [state]
         if self.trainer.world_size > 1:
             states = [{}] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, seeds.capture())
+            torch.distributed.all_gather_object(states, state)
         checkpoint["kvc"] = {
             "method": class_path(self),
             "base": self.base_identity().get("hash", ""),
             "data": getattr(self.trainer.datamodule, "data_hash", str)(),  # type: ignore[attr-defined]
-            "rng": states,
+            "ranks": states,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another method or base model, or with trained weights missing."""
-        self.check_checkpoint(checkpoint, "the checkpoint")
-        states = checkpoint["kvc"]["rng"]
-        if self._trainer is not None and self.trainer.training:
-            self._rng = states[self.global_rank] if self.global_rank < len(states) else None
+        path = self._trainer.ckpt_path if self._trainer is not None else None
+        self.check_checkpoint(checkpoint, str(path or "the checkpoint"))
+        states = checkpoint["kvc"]["ranks"]
+        if self._trainer is not None and self.trainer.training and self.global_rank < len(states):
+            state = states[self.global_rank]
+            self._rng, self._pending, self._tokens = state["rng"], state["gradients"], state["tokens"]
 
     def check_checkpoint(self, checkpoint: dict[str, Any], where: str) -> None:
         """Check that `checkpoint` was written by this method, on this base model, with all trained weights.
@@ -212,8 +229,12 @@ class Method(KvcModule):
         base = self.base_identity().get("hash", "")
         if origin["base"] != base:
             raise UserError(f"{where} was trained on another base model (hash {origin['base']}, here {base})")
-        if missing := sorted(set(self.trained_state()) - set(checkpoint["state_dict"])):
+        mine, theirs = self.trained_state(), checkpoint["state_dict"]
+        if missing := sorted(set(mine) - set(theirs)):
             raise UserError(f"{where} lacks {len(missing)} trained tensors, e.g. {missing[0]}")
+        if other := [name for name, value in mine.items() if theirs[name].shape != value.shape]:
+            shapes = f"{list(theirs[other[0]].shape)}, here {list(mine[other[0]].shape)}"
+            raise UserError(f"{where} holds {len(other)} tensors of other shapes, e.g. {other[0]}: {shapes}")
 
 
 def class_path(value: object) -> str:

@@ -90,6 +90,10 @@ class CompTraces(KvcDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
         if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
             raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        if min(counts) < 0:
+            raise UserError(f"data.counts must not be negative, got {list(counts)}")
+        if not 1 <= steps[0] <= steps[1]:
+            raise UserError(f"data.steps must be the fewest and the most calculations, at least 1, got {list(steps)}")
         self.path = path
         self.counts, self.steps, self.split, self.split_seed = counts, steps, split, split_seed
         self.limit, self.only_valid, self.template, self.max_length = limit, only_valid, template, max_length

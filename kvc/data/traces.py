@@ -128,11 +128,13 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start})") from None
     rows: list[tuple[str, Any]] = []
     try:
-        where = str(path)
+        where = ""
         if text.lstrip().startswith("["):
             rows = [(f"{path} record {number}", row) for number, row in enumerate(json.loads(text), start=1)]
         else:
@@ -141,8 +143,11 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     where = f"{path} line {number}"
                     rows.append((where, json.loads(line)))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        where = where or f"{path} line {error.lineno}"
+        raise UserError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except RecursionError:
+        raise UserError(f"{where or path}: not valid JSON: nested too deeply") from None
     if not rows:
         raise UserError(f"{path}: holds no records")
     for where, row in rows:
