@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jsonargparse
 import yaml
@@ -34,40 +34,8 @@ from kvc.core.module import KvcModule
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 from kvc.messages import one_sentence
-from kvc.runs import CONFIG, RUNS, Claim, RunFolder, read_yaml
-
-DESCRIPTIONS = {
-    "fit": "Train a method, then evaluate its best checkpoint. The same folder goes on where it stopped.",
-    "validate": "Evaluate on the validation split, into RUN/eval/validate.",
-    "test": "Evaluate on the test split, into RUN/eval/test.",
-    "predict": "Write predictions for the test split without scoring them, into RUN/eval/predict.",
-}
-EXAMPLES = {
-    "fit": """examples:
-  python -m kvc fit --config configs/comp/tiny.yaml --name first
-  python -m kvc fit --config configs/comp/tiny.yaml --run_dir /data/run1 --model.optim.lr 1e-3
-  python -m kvc fit --config configs/comp/llama31_8b.yaml --trainer configs/trainer/ddp4_bf16.yaml --name 8b
-  python -m kvc fit --model.help kvc.methods.comp.CompClassifier    (what a method takes)""",
-    "validate": """examples:
-  python -m kvc validate --run runs/first""",
-    "test": """examples:
-  python -m kvc test --run runs/first                     (the run's own data)
-  python -m kvc test --run runs/first --config other_data.yaml --eval_name other
-  python -m kvc test --config configs/lm/report.yaml --name report   (an Evaluation: nothing is trained)""",
-    "predict": """examples:
-  python -m kvc predict --run runs/first --data.init_args.path traces.jsonl""",
-}
-
-
-class Parser(LightningArgumentParser):
-    """Parser whose errors are one sentence."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise `UserError` with the heart of jsonargparse's message."""
-        commands = self._subcommands_action
-        parsers = [self, *(commands._name_parser_map.values() if commands else [])]
-        known = {action.dest for parser in parsers for action in parser._actions if "help" not in action.dest}
-        raise UserError(one_sentence(message, sorted(known))) from ex
+from kvc.parser import DESCRIPTIONS, EXAMPLES, USAGES, Formatter, Parser
+from kvc.runs import CONFIG, PREDICTIONS, RUNS, Claim, RunFolder, read_yaml
 
 
 class Cli(LightningCLI):
@@ -95,11 +63,12 @@ class Cli(LightningCLI):
                 parser_class=Parser,
                 parser_kwargs={
                     "prog": "python -m kvc",
+                    "formatter_class": Formatter,
                     self.command: {
                         "description": DESCRIPTIONS[self.command],
                         "epilog": EXAMPLES[self.command],
-                        "formatter_class": _Formatter,
-                        "prog": f"python -m kvc {self.command}",
+                        "formatter_class": Formatter,
+                        "usage": USAGES[self.command],
                     },
                 },
                 args=argv,
@@ -206,6 +175,9 @@ class Cli(LightningCLI):
             raise UserError(f"{type(self.model).__name__} is an Evaluation: nothing to fit, use the command test")
         if self.subcommand != "fit" and isinstance(self.model, Method) and self.trained is None:
             raise UserError(f"{type(self.model).__name__} is trained: {self.subcommand} needs --run RUN")
+        if missing := [key for key in self.model.needs if key not in self.datamodule.gives]:
+            model, data = type(self.model).__name__, type(self.datamodule).__name__
+            raise UserError(f"data: {model} needs batches with {', '.join(missing)}, which {data} does not give")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add loggers, checkpoints, progress and results to what the configuration asks for."""
@@ -213,6 +185,8 @@ class Cli(LightningCLI):
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         if config.get("logger") not in (None, True, False):
             raise UserError("trainer.logger is set by kvc: use --wandb true to add Weights & Biases")
+        if config.get("logger") is False and self.config[str(self.subcommand)].wandb:
+            raise UserError("--wandb true has no effect with trainer.logger: false; leave out one of them")
         self.writer = ResultWriter(self.run_config)
         watched = sys.stderr.isatty() and sys.stdout.isatty()
         callbacks: list[Any] = [self.writer, Throughput()]
@@ -276,6 +250,7 @@ class Cli(LightningCLI):
             config = {**self.run_config, "checkpoint": digest_files(self.folder.best())}
             write_text(RunFolder(self.writer.folder).config, yaml.safe_dump(config, sort_keys=False))
         self.trainer.test(model, datamodule=datamodule, ckpt_path=self.folder.best(), verbose=False)
+        self._say(self.folder)
 
     def validate(self, model: KvcModule, datamodule: KvcDataModule, **kwargs: Any) -> None:
         """Evaluate the validation split."""
@@ -300,6 +275,23 @@ class Cli(LightningCLI):
             self.trainer.predict(model, datamodule=datamodule, ckpt_path=checkpoint, return_predictions=False)
         else:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+        self._say(self.folder)
+
+    def _say(self, place: RunFolder) -> None:
+        """The lines that a person wants to see when it is over."""
+        if not self.trainer.is_global_zero:
+            return
+        result = place.read_result()
+        metrics = result.get("metrics", {})
+        headline = f"{result['samples']} predictions"
+        for name in (result["headline"] or list(metrics))[:1]:
+            value = metrics.get(name, {})
+            if "value" in value:
+                headline = f"{name} {value['value']:.3f}"
+            if "low" in value:
+                headline += f" [{value['low']:.3f}, {value['high']:.3f}]"
+        files = [self.writer.folder / name for name in (PREDICTIONS, *result["pictures"])] if self.writer.folder else []
+        print("\n".join([f"{place.path}: {headline}", *(f"  {path}" for path in files)]), flush=True)
 
 
 def _rank() -> int:
@@ -321,13 +313,6 @@ class _Begun(Callback):
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.claim.keep()
-
-
-class _Formatter(jsonargparse.DefaultHelpFormatter):
-    """Keeps the line breaks of the examples."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 def _seed(value: Any) -> int:
@@ -426,6 +411,7 @@ def quiet() -> None:
         r".*you defined a `validation_step` but have no `val_dataloader`.*",
         r".*the dataloaders? state.*",
         r".*set_vital.*",
+        r".*Be aware that when using `ckpt_path`.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "lightning.pytorch"):

@@ -43,6 +43,8 @@ class KillAt(Callback):
 class RaggedText(KvcDataModule):
     """Rows of random tokens, each of another length."""
 
+    gives = ("input_ids", "labels")
+
     def __init__(
         self,
         rows: int = 24,

@@ -150,6 +150,15 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "name is a path": (run("fit", "--config", "C.YAML", "--name", "a/b"), "'a/b'"),
     "fit with --run": (fit("--run", "done"), "--run evaluates"),
     "wandb not installed": (fit("--wandb", "true", **{"trainer.logger": None}), "kvc[wandb]"),
+    "wandb without loggers": (fit("--wandb", "true"), "no effect with trainer.logger: false"),
+    "method on the wrong data": (
+        fit(**{"data": {"class_path": "kvc.data.language.SyntheticText", "init_args": {"steps": 4}}}),
+        "data: CompClassifier needs batches with id, rows, draw, which SyntheticText does not give",
+    ),
+    "validation interval beyond the epoch": (
+        fit(**{"trainer.val_check_interval": 50}),
+        "trainer.val_check_interval: 50 exceeds the",
+    ),
     # keys of the configuration
     "unknown section": (fit(**{"modell.class_path": COMP}), "modell.class_path: unknown key"),
     "unknown model key": (

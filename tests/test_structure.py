@@ -28,7 +28,8 @@ ALLOWED = {
     "loading": BOTTOM | {"runs"},
     "commands": BOTTOM
     | {"cache", "eviction", "generation", "data", "methods", "report", "sweep", "runs", "loading", "__main__", ""},
-    "cli": BOTTOM | {"callbacks", "runs", "data", "methods"},
+    "parser": BOTTOM,
+    "cli": BOTTOM | {"callbacks", "runs", "data", "methods", "parser"},
     "__main__": {"", "errors"},
     "": {"errors", "loading"},
 }

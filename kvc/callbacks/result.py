@@ -89,7 +89,6 @@ class ResultWriter(Callback):
         write_json(self.folder / RESULT, result)
         if self.also is not None:
             write_json(self.also / RESULT, result)
-        print(_outcome(self.also or self.folder, summary, self.folder, pictures), flush=True)
 
     def _draw(self, trainer: Trainer, module: KvcModule, records: list[Any], summary: Summary) -> list[str]:
         assert self.folder is not None
@@ -144,13 +143,3 @@ class ResultWriter(Callback):
             else:
                 logger.log_hyperparams(parameters)
                 logger.log_metrics(metrics)
-
-
-def _outcome(place: Path, summary: Summary | None, folder: Path, pictures: list[str]) -> str:
-    """The lines that a person wants to see when an evaluation is over."""
-    name, value = next(iter(summary.metrics.items())) if summary is not None else ("predictions", None)
-    headline = f"{place}: {name}" + (f" {value.value:.3f}" if value is not None else "")
-    if value is not None and value.low is not None:
-        headline += f" [{value.low:.3f}, {value.high:.3f}]"
-    files = [folder / PREDICTIONS, *(folder / picture for picture in pictures)]
-    return "\n".join([headline, *(f"  {path}" for path in files)])

@@ -1,7 +1,7 @@
 """Base of every DataModule: an order fixed by seed and epoch, exact on any number of ranks, resumable mid-epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -29,6 +29,9 @@ class KvcDataModule(LightningDataModule):
         shuffle: Draw a new training order each epoch; false keeps the order of the data.
         seed: Seed of order and draws.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ()
+    """Keys of its batches."""
 
     def __init__(
         self,

@@ -89,6 +89,11 @@ class Method(KvcModule):
         precision = str(self.trainer.precision)
         if precision in {"bf16-true", "16-true", "16-mixed"}:
             raise UserError(f"trainer.precision: {precision} is not supported for training, use bf16-mixed or 32-true")
+        interval = self.trainer.val_check_interval
+        if isinstance(interval, int) and self.trainer.check_val_every_n_epoch is not None:
+            batches = self.trainer.datamodule.train_batches()  # type: ignore[attr-defined]
+            if interval > batches:
+                raise UserError(f"trainer.val_check_interval: {interval} exceeds the {batches} batches of an epoch")
         self.train()
         torch.manual_seed(self.seed + self.global_rank)
 

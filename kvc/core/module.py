@@ -28,6 +28,8 @@ class KvcModule(LightningModule):
         seed: Seed of every draw that the module makes itself.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Keys that a batch must have; a datamodule that does not give them is refused before anything runs."""
     headline: ClassVar[tuple[str, ...]] = ()
     """The few metrics that tables show first; empty: the first ones."""
 

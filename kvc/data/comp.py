@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -70,6 +70,8 @@ class CompTraces(KvcDataModule):
         num_workers: Loader processes.
         seed: Seed of order and draws.
     """
+
+    gives: ClassVar[tuple[str, ...]] = ("id", "rows", "labels", "draw")
 
     def __init__(
         self,

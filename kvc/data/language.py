@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -57,6 +57,7 @@ class SyntheticText(KvcDataModule):
         seed: Seed of everything drawn.
     """
 
+    gives: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "weights", "items")
     pool = 16
     """Batches that are drawn together and sorted by length."""
 

@@ -58,6 +58,7 @@ def test_checkpoints_do_not_change_the_bits(tiny_folder: Path, tmp_path: Path) -
     assert changed(tmp_path / "one", tmp_path / "two") == []
 
 
+@pytest.mark.slow
 def test_another_seed_changes_the_bits(tiny_folder: Path, tmp_path: Path) -> None:
     config = cases.comp_config(tiny_folder)
     assert cases.fit(config, tmp_path / "one") == 0

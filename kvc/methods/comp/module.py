@@ -46,6 +46,7 @@ class CompClassifier(Method):
         seed: Seed of the run.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("id", "rows", "labels", "draw")
     monitor: ClassVar[tuple[str, str]] = ("val/average_precision", "max")
     headline: ClassVar[tuple[str, ...]] = ("average_precision", "f1", "accuracy", "roc_auc", "count_error")
     frozen: tuple[str, ...] = ()
@@ -170,6 +171,9 @@ class CompClassifier(Method):
     def on_validation_epoch_end(self) -> None:
         """Average precision over all positions of all ranks, and the threshold of the best F1."""
         super().on_validation_epoch_end()
+        if self.trainer.sanity_checking:
+            self._val_scores.clear()
+            return
         scores = torch.cat([s for s, _ in self._val_scores])
         labels = torch.cat([t for _, t in self._val_scores])
         self._val_scores.clear()

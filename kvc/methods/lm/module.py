@@ -1,7 +1,7 @@
 """Plain language modelling: trains the tiny base model, or tunes any base model on the full context (the control)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
@@ -29,6 +29,7 @@ class LanguageModel(Method):
         seed: Seed of the run.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("input_ids", "labels")
     frozen: tuple[str, ...] = ()
 
     def __init__(

@@ -1,7 +1,7 @@
 """What a base model can do with the full context, before anything is compressed."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from kvc.core import seeds
 from kvc.core.backbone import Backbone
@@ -19,6 +19,8 @@ class TaskReport(Evaluation):
         max_new_tokens: Limit of greedy answers.
         seed: Seed of the bootstrap.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("items",)
 
     def __init__(
         self, backbone: Backbone | None = None, max_new_tokens: int = 400, seed: int = seeds.DEFAULT_SEED
