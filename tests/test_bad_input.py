@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "wandb not installed": (fit("--wandb", "true", **{"trainer.logger": None}), "kvc[wandb]"),
     "wandb without loggers": (fit("--wandb", "true"), "no effect with trainer.logger: false"),
     "method on the wrong data": (
-        fit(**{"data": {"class_path": "kvc.data.language.SyntheticText", "init_args": {"steps": 4}}}),
+        fit(data={"class_path": "kvc.data.language.SyntheticText", "init_args": {"steps": 4}}),
         "data: CompClassifier needs batches with id, rows, draw, which SyntheticText does not give",
     ),
     "validation interval beyond the epoch": (

@@ -144,7 +144,8 @@ class Backbone:
             return digest([config, seed])
         folder = Path(self.location)
         if folder.is_dir():
-            return digest_files(folder / "config.json", *sorted(folder.glob("*.safetensors")))
+            files = [folder / "config.json", folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]
+            return digest_files(*(file for file in files if file.is_file()))
         commit = getattr(self._load(AutoConfig, "config"), "_commit_hash", None)
         return f"{self.pretrained}@{commit or self.revision or 'unknown'}"
 

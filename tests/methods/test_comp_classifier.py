@@ -216,3 +216,12 @@ def test_stored_states_train_like_recomputed_ones(
     print(f"stored and recomputed: largest difference {difference:.2e}")
     # States are kept in bf16 either way; padding moves a few across a rounding boundary.
     assert difference <= 2e-3
+
+
+def test_head_stays_fp32_under_mixed_precision():
+    head = CompHead(8, dropout=0.0)
+    hidden = torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = head(hidden)
+    assert mixed.dtype == torch.float32
+    assert torch.equal(mixed, head(hidden))

@@ -1,5 +1,6 @@
 """The classifier head."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,5 +20,7 @@ class CompHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[...]` for hidden states `[..., D]`."""
-        logits: Tensor = self.layers(hidden.float()).squeeze(-1)
+        # Mixed precision would run the matrix products in bf16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits: Tensor = self.layers(hidden.float()).squeeze(-1)
         return logits

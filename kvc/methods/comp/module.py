@@ -105,7 +105,7 @@ class CompClassifier(Method):
         if not self.cache or self._store is not None:
             return
         data = self.data()
-        key = digest([self._base_hash, self.base.dtype, data.data_hash(), data.template])
+        key = digest([self._base_hash, self.base.dtype, str(self.trainer.precision), data.data_hash()])
         lengths = [len(item.ids) for item in data.labelled]
         folder = cache_root() / "hidden" / key
         self._store = build_store(folder, lengths, self._states_of, self.global_rank, self.trainer.world_size)
