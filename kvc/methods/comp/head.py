@@ -1,5 +1,7 @@
 """The classifier head."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +22,9 @@ class CompHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits `[...]` for hidden states `[..., D]`."""
+        device = hidden.device.type
         # Mixed precision would run the matrix products in bf16.
-        with torch.autocast(hidden.device.type, enabled=False):
+        full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with full:
             logits: Tensor = self.layers(hidden.float()).squeeze(-1)
         return logits
