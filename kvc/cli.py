@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 import sys
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,17 +26,20 @@ from kvc.callbacks.checkpoint import LastCheckpoint
 from kvc.callbacks.progress import LineProgress
 from kvc.callbacks.result import ResultWriter
 from kvc.callbacks.throughput import Throughput
+from kvc.compose import compose
 from kvc.core.checkpoint_io import AtomicCheckpointIO
 from kvc.core.datamodule import KvcDataModule
 from kvc.core.evaluation import Evaluation
-from kvc.core.files import digest, digest_files, write_text
+from kvc.core.files import digest_files, write_text
 from kvc.core.method import Method
 from kvc.core.module import KvcModule
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 from kvc.messages import one_sentence
 from kvc.parser import DESCRIPTIONS, EXAMPLES, USAGES, Formatter, Parser
-from kvc.runs import CONFIG, PREDICTIONS, RUNS, Claim, RunFolder, read_yaml
+from kvc.runs import CONFIG, PREDICTIONS, RUNS, Claim, RunFolder
+
+CONFIG_FLAGS = ("--config", "-c")
 
 
 class Cli(LightningCLI):
@@ -109,10 +113,10 @@ class Cli(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; with `--run`, on top of the run's own configuration."""
-        command, rest = args[0], args[1:]
-        for config in map(Path, _options(rest, "--config")):
-            if config.is_file():
-                read_yaml(config)  # jsonargparse would not name the file
+        with _composed(args[1:]) as rest:
+            self._parse(parser, args[0], rest)
+
+    def _parse(self, parser: LightningArgumentParser, command: str, rest: list[str]) -> None:
         run = next(iter(_options(rest, "--run")), None)
         if run is not None and command != "fit":
             self.trained = RunFolder(Path(run))
@@ -130,7 +134,7 @@ class Cli(LightningCLI):
         else:
             if run is not None:
                 raise UserError("--run evaluates a trained run; fit takes --run_dir or --name")
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args([command, *rest])
 
     # ------------------------------------------------------------------ the run folder
 
@@ -214,7 +218,7 @@ class Cli(LightningCLI):
         loggers: list[Logger] = [TensorBoardLogger(str(self.folder.path), name="", version="", default_hp_metric=False)]
         options = self.config[str(self.subcommand)]
         if options.wandb:
-            loggers.append(_wandb(self.folder, bool(self.resuming)))
+            loggers.append(_wandb(self.folder))
         return loggers
 
     def _checkpoints(self) -> list[Checkpoint]:
@@ -237,14 +241,18 @@ class Cli(LightningCLI):
             raise UserError(
                 f"data: {type(datamodule).__name__} has no val split, by which fit chooses the best checkpoint"
             )
+        if self.trainer.limit_val_batches == 0:
+            raise UserError("trainer.limit_val_batches: 0 leaves nothing to choose the best checkpoint by")
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=self.folder.last if self.resuming else None, **kwargs)
         if self.trainer.received_sigterm or self.trainer.interrupted:
             self.exit_code = 143
             return
         # Data without a test split are judged on the validation split.
         datamodule.eval_split = "test" if datamodule.has_split("test") else "val"
+        if datamodule.eval_split == "val":
+            warnings.warn("no test split: the numbers are those of the split that chose the checkpoint", stacklevel=1)
         self.writer.command = "fit"
-        self.writer.folder = self.folder.evaluation("test").path
+        self.writer.folder = self.folder.evaluation(datamodule.eval_split).path
         self.writer.also = self.folder.path
         if self.trainer.is_global_zero:
             config = {**self.run_config, "checkpoint": digest_files(self.folder.best())}
@@ -336,6 +344,30 @@ def _unlink(config: dict[str, Any]) -> None:
 
 
 @contextmanager
+def _composed(argv: list[str]) -> Iterator[list[str]]:
+    """The arguments, with each `--config FILE` replaced by a temporary file in which its parts are in their places."""
+    with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
+        out: list[str] = []
+        names: dict[str, str] = {}
+        for before, word in zip(["", *argv], argv):
+            flag, separator, value = word.partition("=")
+            given = value if separator and flag in CONFIG_FLAGS else word if before in CONFIG_FLAGS else None
+            if given is not None and Path(given).is_file():
+                path = Path(folder) / f"{len(names)}.yaml"
+                path.write_text(yaml.safe_dump(compose(Path(given)), sort_keys=False), encoding="utf-8")
+                names[str(path)] = given
+                word = f"{flag}={path}" if separator and before not in CONFIG_FLAGS else str(path)
+            out.append(word)
+        try:
+            yield out
+        except UserError as error:
+            message = str(error)
+            for temporary, given in names.items():
+                message = message.replace(temporary, given)
+            raise UserError(message) from error
+
+
+@contextmanager
 def _stored_config(config: dict[str, Any]) -> Iterator[str]:
     """A temporary YAML file with a run's configuration, whose parts are already composed."""
     with tempfile.TemporaryDirectory(prefix="kvc-") as folder:
@@ -354,15 +386,18 @@ def _folder_of(options: Namespace) -> RunFolder:
     return RunFolder(Path(options.run_dir) if options.run_dir else RUNS / options.name)
 
 
-def _wandb(folder: RunFolder, resuming: bool) -> Logger:
-    """W&B logger whose run id is a function of the folder, so that the same name resumes the same W&B run."""
+def _wandb(folder: RunFolder) -> Logger:
+    """W&B logger whose run id lies in the folder: a resumed run resumes there too, a fresh one starts afresh."""
     try:
         import wandb  # noqa: F401
     except ImportError:
-        raise UserError("--wandb needs the extra: pip install 'kvc[wandb]'") from None
+        raise UserError("--wandb needs the extra: pip install -e '.[wandb]'") from None
     from lightning.pytorch.loggers import WandbLogger
 
-    identifier = digest(str(folder.path.resolve()))
+    memory = folder.path / "wandb_id"
+    if not memory.is_file():
+        write_text(memory, uuid.uuid4().hex[:12])
+    identifier = memory.read_text(encoding="utf-8").strip()
     return WandbLogger(
         project="kvc", name=folder.path.name, id=identifier, resume="allow", save_dir=str(folder.path), log_model=False
     )

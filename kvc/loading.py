@@ -29,9 +29,12 @@ def load(source: str | os.PathLike[str], device: str = "cpu") -> "KvcModule":
     Raises:
         UserError: If there is no method at `source`, it was trained on another base model, or files are broken.
     """
+    from transformers.utils import logging
+
     from kvc.core.export import MANIFEST
     from kvc.runs import CONFIG, RunFolder
 
+    logging.disable_progress_bar()
     folder = Path(source).expanduser()
     if not folder.exists() and looks_like_hub_id(str(source)):
         folder = _download(str(source))

@@ -7,16 +7,18 @@ RUN/eval/NAME/             config.yaml, predictions.jsonl, result.json and pictu
 RUN/result.json            written last: the run is finished
 """
 
+import fcntl
 import json
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -114,6 +116,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a run folder")
+        lock = _lock(self.path)
         occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied and not self.config.is_file():
             raise UserError(f"{self.path} is not empty and holds no {CONFIG}: choose another --run_dir")
@@ -123,9 +126,9 @@ class RunFolder:
                     f"{self.path} was started with another configuration ({'; '.join(changed[:3])}): "
                     "choose another --name, or pass --overwrite to discard it"
                 )
-            return Claim(self.path, known=True)
+            return Claim(self.path, known=True, lock=lock)
         missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        claim = Claim(self.path, known=False, made=missing)
+        claim = Claim(self.path, known=False, made=missing, lock=lock)
         try:
             if occupied:
                 claim.replaced = self.path.with_name(f".{self.path.name}.replaced")
@@ -166,12 +169,14 @@ class Claim:
         known: Whether it was started before with the same identity; then there is nothing to undo.
         made: Folders that did not exist before, innermost first.
         replaced: Where the former content waits.
+        lock: Held open for as long as the claim is.
     """
 
     path: Path
     known: bool
     made: list[Path] = field(default_factory=list)
     replaced: Path | None = None
+    lock: IO[str] | None = None
 
     def keep(self) -> None:
         """Discard what was replaced."""
@@ -193,6 +198,23 @@ class Claim:
         for folder in self.made:
             with suppress(OSError):  # another run may have moved in beside this one
                 folder.rmdir()
+
+
+def _lock(folder: Path) -> IO[str] | None:
+    """Keep other processes out of a run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        UserError: If another process is at work there.
+    """
+    name = f"kvc-{digest(str(folder.resolve()))}.lock"
+    file = (Path(tempfile.gettempdir()) / name).open("w")
+    try:
+        # A record lock: unlike flock's it is not inherited by loader workers, which outlive a killed run for seconds.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(f"{folder} is in use by another process") from None
+    return file
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

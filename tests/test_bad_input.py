@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "two places": (fit("--name", "x"), "--run_dir or --name, not both"),
     "name is a path": (run("fit", "--config", "C.YAML", "--name", "a/b"), "'a/b'"),
     "fit with --run": (fit("--run", "done"), "--run evaluates"),
-    "wandb not installed": (fit("--wandb", "true", **{"trainer.logger": None}), "kvc[wandb]"),
+    "wandb not installed": (fit("--wandb", "true", **{"trainer.logger": None}), ".[wandb]"),
     "wandb without loggers": (fit("--wandb", "true"), "no effect with trainer.logger: false"),
     "method on the wrong data": (
         fit(data={"class_path": "kvc.data.language.SyntheticText", "init_args": {"steps": 4}}),
@@ -215,9 +215,15 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "config has a tab": (fit_file("trainer:\n\tmax_epochs: 1\n"), "bad.yaml line 2"),
     "config is a list": (fit_file("- a\n"), "bad.yaml: not a mapping"),
     "config is empty": (fit_file(""), "bad.yaml: not a mapping"),
-    "no such part": (fit_file(model_part(COMP)), "model.backbone: there is no file part.yaml"),
-    "no such trainer part": (fit_file("trainer: part.yaml\n" + model_part(COMP), part=""), "trainer: cannot read"),
-    "part breaks at line 2": (fit_file(model_part(COMP), part="dtype: auto\npretrained: ["), "part.yaml"),
+    "no such part": (fit_file(model_part(COMP)), "bad.yaml: model.init_args.backbone: there is no file part.yaml"),
+    "no such trainer part": (
+        fit_file("trainer: part.yaml\n" + model_part(COMP), part=""),
+        "part.yaml: not a mapping of settings",
+    ),
+    "part breaks at line 2": (
+        fit_file(model_part(COMP), part="dtype: auto\npretrained: ["),
+        "part.yaml line 2: not valid YAML",
+    ),
     "unknown key in a part": (
         fit_file(model_part(COMP), part="pretraind: tiny\n"),
         "model.backbone.pretraind: unknown",

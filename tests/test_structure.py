@@ -29,7 +29,8 @@ ALLOWED = {
     "commands": BOTTOM
     | {"cache", "eviction", "generation", "data", "methods", "report", "sweep", "runs", "loading", "__main__", ""},
     "parser": BOTTOM,
-    "cli": BOTTOM | {"callbacks", "runs", "data", "methods", "parser"},
+    "compose": {"errors", "runs"},
+    "cli": BOTTOM | {"callbacks", "runs", "data", "methods", "parser", "compose"},
     "__main__": {"", "errors"},
     "": {"errors", "loading"},
 }

@@ -113,6 +113,7 @@ class ResultWriter(Callback):
             "method": model.get("class_path", type(module).__qualname__),
             "seed": self.config.get("seed_everything"),
             "identity": identity_hash(self.config),
+            "split": data.eval_split,
             "samples": count,
             "headline": list(module.headline),
             **(summary.as_dict() if summary is not None else {}),

@@ -104,7 +104,10 @@ class KvcDataModule(LightningDataModule):
         trainer = self.trainer
         world, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         train = split == "train"
-        sampler = DealtSampler(len(self.dataset(split)), self.seed, train and self.shuffle, train, world, rank)
+        rows = len(self.dataset(split))
+        if 0 < rows < world:
+            raise UserError(f"trainer.devices: the {split} split has {rows} rows, fewer than the {world} ranks")
+        sampler = DealtSampler(rows, self.seed, train and self.shuffle, train, world, rank)
         if train and trainer is not None:
             # A resumed run draws its first batch before Lightning calls set_epoch.
             sampler.set_epoch(trainer.current_epoch)

@@ -177,8 +177,9 @@ class Method(KvcModule):
             return self.trainer.max_steps
         batches = self.trainer.datamodule.train_batches()  # type: ignore[attr-defined]
         limit = self.trainer.limit_train_batches
-        if isinstance(limit, int):
-            batches = min(batches, limit)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if (self.trainer.max_epochs or 1) < 0:
+            raise UserError("trainer.max_epochs: -1 needs trainer.max_steps, since a schedule has a length")
         steps = -(-batches // self.trainer.accumulate_grad_batches)
         return max(1, steps * (self.trainer.max_epochs or 1))
 
@@ -216,7 +217,9 @@ class Method(KvcModule):
         path = self._trainer.ckpt_path if self._trainer is not None else None
         self.check_checkpoint(checkpoint, str(path or "the checkpoint"))
         states = checkpoint["kvc"]["ranks"]
-        if self._trainer is not None and self.trainer.training and self.global_rank < len(states):
+        if self._trainer is not None and self.trainer.training:
+            if len(states) != self.trainer.world_size:
+                raise UserError(f"{path} was written by {len(states)} ranks: go on with as many, or start a new run")
             state = states[self.global_rank]
             self._rng, self._pending, self._tokens = state["rng"], state["gradients"], state["tokens"]
 

@@ -61,6 +61,8 @@ def interval(estimate: float, resampled: Sequence[float] | np.ndarray, n: int) -
         resampled: The statistic on each resample.
         n: Number of units resampled.
     """
+    if n < 2:
+        return Value(float(estimate), n=n)
     low, high = np.nanpercentile(np.asarray(resampled, dtype=float), [2.5, 97.5])
     return Value(float(estimate), float(low), float(high), n)
 

@@ -4,7 +4,6 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,9 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
-from kvc.core.files import digest, digest_files
+from kvc.core.files import digest
 from kvc.data.prompts import Template, render_prompt
-from kvc.data.traces import HUB, Trace, filter_valid, load_traces, synthetic_traces
+from kvc.data.traces import Trace, filter_valid, load_traces, synthetic_traces
 from kvc.errors import UserError
 
 SYNTHETIC = "synthetic:reasoning"
@@ -123,11 +122,16 @@ class CompTraces(KvcDataModule):
             raise UserError(
                 f"data.path: {self.path} holds no valid trace with a <COMP> marker (dropped: {self.dropped})"
             )
-        order = torch.randperm(len(traces), generator=seeds.generator(self.split_seed)).tolist()
-        first = round(len(traces) * self.split[0])
-        second = first + round(len(traces) * self.split[1])
+        # Several annotations of one question must not lie on both sides.
+        questions = list(dict.fromkeys(trace.question for trace in traces))
+        order = torch.randperm(len(questions), generator=seeds.generator(self.split_seed)).tolist()
+        first = round(len(questions) * self.split[0])
+        second = round(len(questions) * (self.split[0] + self.split[1]))
+        by_question: dict[str, list[Trace]] = {}
+        for trace in traces:
+            by_question.setdefault(trace.question, []).append(trace)
         parts = (order[:first], order[first:second], order[second:])
-        return {name: [traces[i] for i in part] for name, part in zip(names, parts)}
+        return {name: [t for i in part for t in by_question[questions[i]]] for name, part in zip(names, parts)}
 
     def setup(self, stage: str) -> None:
         """Tokenise with the tokenizer of the method's base model."""
@@ -166,17 +170,12 @@ class CompTraces(KvcDataModule):
 
     def has_split(self, split: Split) -> bool:
         """Whether the split holds at least one trace."""
-        return len(self.traces[split]) > 0
+        return len(self.traces[split] if self._labelled is None else self._ranges[split]) > 0
 
     def data_hash(self) -> str:
         """Name of the traces' contents, their split and their presentation."""
-        where = self.path
-        if self.path == SYNTHETIC:
-            where = digest([trace.reasoning_with_compression for part in self.traces.values() for trace in part])
-        elif not self.path.startswith(HUB):
-            where = digest_files(Path(self.path))
-        keys = [where, self.split, self.split_seed, self.limit, self.only_valid, self.template, self.max_length]
-        return digest(keys)
+        records = {name: [trace.record() for trace in part] for name, part in self.traces.items()}
+        return digest([records, self.template, self.max_length])
 
     def describe(self) -> dict[str, Any]:
         """Source, sizes and what was dropped."""
@@ -249,9 +248,12 @@ def label_trace(trace: Trace, number: int, tokenizer: Any, template: Literal["pl
 
 
 def _flags(ends: Sequence[int], offsets: Sequence[int]) -> list[int]:
-    """1 at the first token that ends at or after each character offset."""
+    """1 at the token that completes the character before each offset: of several that share its bytes, the last."""
     flags = [0] * len(ends)
-    positions = torch.searchsorted(torch.tensor(ends), torch.tensor(list(offsets), dtype=torch.long)).tolist()
-    for position in positions:
-        flags[min(position, len(flags) - 1)] = 1
+    if not ends:
+        return flags
+    bounds = torch.tensor(ends)
+    first = torch.searchsorted(bounds, torch.tensor(list(offsets), dtype=torch.long)).clamp(max=len(ends) - 1)
+    for position in (torch.searchsorted(bounds, bounds[first], right=True) - 1).tolist():
+        flags[position] = 1
     return flags

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from kvc.errors import UserError
 
 Template = Literal["plain", "chat"]
+DATE = "01 Jan 2026"
 SYSTEM = "Solve the problem step by step and end with a line that holds #### and the final number."
 
 
@@ -28,5 +29,13 @@ def render_prompt(question: str, template: Template = "plain", tokenizer: Any = 
         raise UserError(f"template: {template!r} is unknown, use 'plain' or 'chat'")
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError("template: 'chat' needs a tokenizer with a chat template, this one has none; use 'plain'")
+    from jinja2.exceptions import TemplateError
+
+    # Templates that print today's date would make another prompt every day.
+    options = {"tokenize": False, "add_generation_prompt": True, "date_string": DATE}
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(messages, **options))
+    except TemplateError:  # Gemma's and others know no system role
+        messages = [{"role": "user", "content": f"{SYSTEM}\n\n{question}"}]
+        return str(tokenizer.apply_chat_template(messages, **options))

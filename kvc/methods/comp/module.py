@@ -94,8 +94,8 @@ class CompClassifier(Method):
     def model(self) -> Any:
         """The frozen base model on this module's device, loaded on first use."""
         if not self._model:
-            self._model.append(self.base.load().to(self.device).eval())
-        return self._model[0]
+            self._model.append(self.base.load().eval())
+        return self._model[0].to(self.device)
 
     def data(self) -> "CompTraces":
         """The datamodule of the running trainer."""
@@ -105,7 +105,10 @@ class CompClassifier(Method):
         if not self.cache or self._store is not None:
             return
         data = self.data()
-        key = digest([self._base_hash, self.base.dtype, str(self.trainer.precision), data.data_hash()])
+        # What was run through the model, not where it came from: templates and tokenizers may change under a name.
+        tokens = [[item.prompt_ids, item.ids] for item in data.labelled]
+        settings = [self.base.dtype, self.base.attn_implementation, str(self.trainer.precision)]
+        key = digest([self._base_hash, settings, tokens])
         lengths = [len(item.ids) for item in data.labelled]
         folder = cache_root() / "hidden" / key
         self._store = build_store(folder, lengths, self._states_of, self.global_rank, self.trainer.world_size)
@@ -118,7 +121,7 @@ class CompClassifier(Method):
         return torch.cat(states)
 
     def hidden(self, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[N, D]` (bf16) of the chosen positions `[B, T]` of a batch."""
+        """Hidden states `[N, D]` of the chosen positions `[B, T]` of a batch, rounded to bf16, stored or not."""
         if self._store is not None:
             return self._store.gather(batch["rows"][chosen]).to(self.device)
         states = self._recompute(batch)
@@ -229,10 +232,10 @@ class CompClassifier(Method):
         Args:
             question: The problem.
             reasoning: Reasoning text without markers.
-            template: How the question is presented; the one of the training data.
+            template: How the question is presented: give the one that the training data had.
 
         Returns:
-            For each token `(text up to and including the token's end offset, probability)` as `(end, p)` pairs.
+            For each token the pair (offset of its last character plus one, probability that a COMP follows).
         """
         from kvc.data.comp import label_trace
         from kvc.data.traces import Trace

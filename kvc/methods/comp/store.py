@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kvc.core.files import atomic, write_json
@@ -19,7 +19,7 @@ INDEX = "index.json"
 
 
 def cache_root() -> Path:
-    """`$KVC_CACHE`, else `~/.cache/kvc`."""
+    """`$KVC_CACHE`, else `~/.cache/kvc`; ranks on several machines need one that they share."""
     return Path(os.environ.get("KVC_CACHE") or Path.home() / ".cache" / "kvc")
 
 
@@ -36,7 +36,10 @@ class HiddenStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        self._shards = [self._open(folder / name) for name in index["shards"]]
+        try:
+            self._shards = [self._open(folder / name) for name in index["shards"]]
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{folder}: a file of hidden states is broken ({error}): delete the folder") from error
         self._starts = torch.tensor([0, *index["rows"]]).cumsum(0)
 
     @staticmethod
@@ -77,9 +80,9 @@ def build_store(
         world: Number of processes.
 
     Raises:
-        UserError: If the folder cannot be written.
+        UserError: If the folder cannot be written, or holds other traces.
     """
-    if not (folder / INDEX).is_file():
+    if not _agreed(_complete(folder), world):
         ranges = [range(i, min(i + SHARD, len(lengths))) for i in range(0, len(lengths), SHARD)]
         names = [f"hidden-{number:05d}.safetensors" for number in range(len(ranges))]
         try:
@@ -95,7 +98,25 @@ def build_store(
             write_json(folder / INDEX, {"shards": names, "rows": rows})
         if world > 1:
             torch.distributed.barrier()
-    return HiddenStore(folder)
+    store = HiddenStore(folder)
+    if len(store) != sum(lengths):
+        raise UserError(f"{folder}: holds {len(store)} rows, not {sum(lengths)}: delete the folder")
+    return store
+
+
+def _complete(folder: Path) -> bool:
+    """Whether the index and every shard that it names are there."""
+    index = folder / INDEX
+    return index.is_file() and all((folder / name).is_file() for name in json.loads(index.read_text())["shards"])
+
+
+def _agreed(value: bool, world: int) -> bool:
+    """The first rank's view: another job may finish the store between two ranks' looks."""
+    if world == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _compute(

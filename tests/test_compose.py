@@ -1,0 +1,60 @@
+"""YAML files that name each other become one configuration, and nothing in them is lost."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kvc.__main__ import main
+from kvc.compose import compose
+from kvc.errors import UserError
+from kvc.runs import flatten
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+EXPERIMENTS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name not in {"trainer", "backbone"}]
+
+
+def write(folder, **files):
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder / "main.yaml"
+
+
+def test_later_keys_win_and_the_rest_of_a_part_stays(tmp_path):
+    path = write(tmp_path, main="trainer: part.yaml\ntrainer.b: 3\nx.y.z: 1\n", part="a: 1\nb: 2\nc: {d: 4}\n")
+    assert compose(path) == {"trainer": {"a": 1, "b": 3, "c": {"d": 4}}, "x": {"y": {"z": 1}}}
+
+
+def test_a_part_after_a_key_wins(tmp_path):
+    path = write(tmp_path, main="trainer.b: 3\ntrainer.e: 5\ntrainer: part.yaml\n", part="b: 2\n")
+    assert compose(path) == {"trainer": {"b": 2, "e": 5}}
+
+
+def test_parts_are_relative_to_the_file_that_names_them(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "inner.yaml").write_text("v: 1\n")
+    (tmp_path / "deep" / "outer.yaml").write_text("inner: inner.yaml\n")
+    path = write(tmp_path, main="model: {init_args: {part: deep/outer.yaml}}\n")
+    assert compose(path) == {"model": {"init_args": {"part": {"inner": {"v": 1}}}}}
+
+
+def test_a_missing_part_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"main\.yaml: trainer: there is no file .*nope\.yaml"):
+        compose(write(tmp_path, main="trainer: nope.yaml\n"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_setting_of_an_experiment_and_its_parts_is_parsed(path, capsys):
+    command = "test" if path.name == "report.yaml" else "fit"
+    assert main([command, "--config", str(path), "--print_config"]) == 0
+    parsed = flatten(yaml.safe_load(capsys.readouterr().out))
+    wanted = flatten(compose(path))
+    assert "trainer.accelerator" in wanted
+    for key, value in wanted.items():
+        assert parsed[key] == value, key
+    part = yaml.safe_load(path.read_text())["trainer"]
+    overridden = {
+        key.removeprefix("trainer.") for key in yaml.safe_load(path.read_text()) if key.startswith("trainer.")
+    }
+    for key, value in yaml.safe_load((path.parent / part).read_text()).items():
+        assert key in overridden or parsed[f"trainer.{key}"] == value
