@@ -1,7 +1,6 @@
 """Reasoning traces with `<COMP>` markers: records, files, and the marker-free text that a model sees."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from kvc.core.files import write_text
 from kvc.data.answers import final_answer, normalize_number, same_answer
 from kvc.errors import UserError
 
@@ -243,18 +243,8 @@ def synthetic_traces(n: int, seed: int = 42, split: str = "train", steps: tuple[
 
 def write_jsonl(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write one trace per line; the file appears complete or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            for trace in traces:
-                file.write(json.dumps(trace.record(), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    lines = (json.dumps(trace.record(), ensure_ascii=False) for trace in traces)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def validate(trace: Trace, max_marks: int = MAX_MARKS) -> list[str]:
