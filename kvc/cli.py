@@ -446,6 +446,8 @@ def quiet() -> None:
         r".*you defined a `validation_step` but have no `val_dataloader`.*",
         r".*the dataloaders? state.*",
         r".*set_vital.*",
+        # What is logged at the end of a validation has been summed over ranks already.
+        r".*It is recommended to use `self.log.*sync_dist=True.*",
         r".*Be aware that when using `ckpt_path`.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch.nn import functional as F
-from torchmetrics.classification import BinaryAveragePrecision
+from torchmetrics.functional.classification import binary_average_precision
 
 from kvc.core import seeds
 from kvc.core.backbone import Backbone
@@ -74,7 +74,6 @@ class CompClassifier(Method):
         self.rate: torch.Tensor
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("rate", torch.tensor(0.0))
-        self.average_precision = BinaryAveragePrecision()
         self._val_scores: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._base_hash = self.base.identity(seed)
         # Not a submodule: Lightning must neither move, wrap nor save what the store makes superfluous.
@@ -184,8 +183,7 @@ class CompClassifier(Method):
             parts: list[Any] = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(parts, (scores.cpu(), labels.cpu()))
             scores, labels = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-        self.log("val/average_precision", self.average_precision(scores, labels), prog_bar=True)
-        self.average_precision.reset()
+        self.log("val/average_precision", binary_average_precision(scores, labels), prog_bar=True)
         units = torch.zeros(len(labels), dtype=torch.long)
         ranking = Ranking(scores.cpu().double().numpy(), labels.cpu().numpy(), units.numpy())
         f1, threshold = ranking.best_f1(torch.ones(1).numpy())
