@@ -37,7 +37,7 @@ from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
 from kvc.messages import one_sentence
 from kvc.parser import DESCRIPTIONS, EXAMPLES, USAGES, Formatter, Parser
-from kvc.runs import CONFIG, PREDICTIONS, RUNS, Claim, RunFolder
+from kvc.runs import CONFIG, PREDICTIONS, RUNS, Claim, RunFolder, flatten
 
 CONFIG_FLAGS = ("--config", "-c")
 
@@ -47,6 +47,7 @@ class Cli(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        self.argv = argv
         self.command = argv[0]
         self.folder = RunFolder(Path())
         self.claim: Claim | None = None
@@ -146,6 +147,7 @@ class Cli(LightningCLI):
             raise UserError(f"trainer: expected a mapping of settings, got {options.trainer}")
         self.config_dump: dict[str, Any]
         self._dump_config()
+        self._warn_about_seeds()
         config = self.config_dump
         trained = self.trained
         if trained is not None:
@@ -164,6 +166,15 @@ class Cli(LightningCLI):
         if self.claim.known and self.folder.result.is_file():
             print(f"{self.folder.path} is finished: {self.folder.result} (--overwrite starts afresh)")
             raise SystemExit(0)
+
+    def _warn_about_seeds(self) -> None:
+        """A seed set for one part has no effect: seed_everything goes to all."""
+        for path in _options(self.argv, "--config") + _options(self.argv, "-c"):
+            parts = compose(Path(path)) if Path(path).is_file() else {}
+            for part in ("model", "data"):
+                given = flatten(parts).get(f"{part}.init_args.seed", self.config_dump["seed_everything"])
+                if given != self.config_dump["seed_everything"]:
+                    warnings.warn(f"{path}: {part}.init_args.seed has no effect, set seed_everything", stacklevel=2)
 
     def instantiate_classes(self) -> None:
         """Build model, data and trainer."""

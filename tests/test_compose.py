@@ -58,3 +58,19 @@ def test_every_setting_of_an_experiment_and_its_parts_is_parsed(path, capsys):
     }
     for key, value in yaml.safe_load((path.parent / part).read_text()).items():
         assert key in overridden or parsed[f"trainer.{key}"] == value
+
+
+def test_a_seed_for_one_part_warns_that_it_has_no_effect(tmp_path, tiny_folder, monkeypatch):
+    monkeypatch.setenv("KVC_CACHE", str(tmp_path / "cache"))
+    model = {
+        "class_path": "kvc.methods.comp.CompClassifier",
+        "init_args": {"backbone": {"pretrained": str(tiny_folder)}},
+    }
+    data = {"class_path": "kvc.data.comp.CompTraces", "init_args": {"counts": [8, 2, 2], "batch_size": 4}}
+    model["init_args"]["seed"] = 3
+    path = tmp_path / "main.yaml"
+    trainer = {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_progress_bar": False}
+    path.write_text(yaml.safe_dump({"trainer": trainer, "model": model, "data": data}))
+    with pytest.warns(UserWarning, match=r"model\.init_args\.seed has no effect"):
+        assert main(["fit", "--config", str(path), "--run_dir", str(tmp_path / "run")]) == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["init_args"]["seed"] == 42
