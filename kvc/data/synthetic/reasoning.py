@@ -30,7 +30,7 @@ class Problem:
     Attributes:
         question: All statements and the question, as one line of text.
         statements: The sentences that give the facts, in order.
-        reasoning_with_compression: The solution with a literal `<COMP>` after each finished step.
+        reasoning_with_compression: The solution with a literal `<COMP>` after each finished phase.
         original_reasoning: The same solution without markers.
         answer: Digits.
         steps: Number of calculations.
