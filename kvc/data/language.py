@@ -9,16 +9,14 @@ import torch
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
-from kvc.data.prompts import render_prompt
-from kvc.data.synthetic.base import Document, document_text, rng_for, sample_in_split
+from kvc.data.synthetic.base import Document, document_text, rng_for
 from kvc.data.synthetic.curriculum import SCHEDULE, Mixture
-from kvc.data.synthetic.passages import passage_document, sample_passage
-from kvc.data.synthetic.reasoning import problem_document, problem_for
+from kvc.data.synthetic.example import EOS, Example, plain
+from kvc.data.synthetic.tasks import TASKS, example
+from kvc.errors import UserError
 
 PAD_LABEL = -100
-GENERATOR_VERSION = 1
-REASONING_LEVELS = ((2, 4), (5, 6), (7, 8))
-PASSAGE_LEVELS = ((4, 8), (9, 16), (17, 30))
+GENERATOR_VERSION = 2
 
 
 class Item(NamedTuple):
@@ -26,17 +24,20 @@ class Item(NamedTuple):
 
     Attributes:
         id: Its number in the split.
-        group: Task and difficulty, e.g. `reasoning 2-4`.
-        document: Prompt and gold text.
-        prompt: What the model is given to continue.
-        answer: What it must find.
+        task: Name of the task.
+        level: Name of the difficulty.
+        example: Context, query and answer.
     """
 
     id: int
-    group: str
-    document: Document
-    prompt: str
-    answer: str
+    task: str
+    level: str
+    example: Example
+
+    @property
+    def group(self) -> str:
+        """Task and difficulty, e.g. `reasoning 2-4`."""
+        return f"{self.task} {self.level}"
 
 
 class SyntheticText(KvcDataModule):
@@ -51,7 +52,8 @@ class SyntheticText(KvcDataModule):
         max_length: Longer documents are drawn again.
         context_weight: Loss weight of tokens that are not answers, at the start and at the end of the training.
         result_weight: Loss weight of numbers that must be computed or copied, and of short answers.
-        held_out: Items of each difficulty in the validation and the test split.
+        held_out: Items of each difficulty of each task in the validation and the test split.
+        tasks: The tasks whose items are held out; all of them if empty.
         eval_batch_size: Rows of an evaluation batch.
         num_workers: Loader processes.
         seed: Seed of everything drawn.
@@ -63,12 +65,13 @@ class SyntheticText(KvcDataModule):
 
     def __init__(
         self,
-        steps: int = 5500,
+        steps: int = 12000,
         tokens_per_batch: int = 2048,
-        max_length: int = 448,
+        max_length: int = 4096,
         context_weight: tuple[float, float] = (0.1, 0.3),
         result_weight: float = 3.0,
         held_out: int = 100,
+        tasks: Sequence[str] = (),
         eval_batch_size: int = 50,
         num_workers: int = 0,
         seed: int = seeds.DEFAULT_SEED,
@@ -80,6 +83,10 @@ class SyntheticText(KvcDataModule):
         self.context_weight = context_weight
         self.result_weight = result_weight
         self.held_out = held_out
+        unknown = [task for task in tasks if task not in TASKS]
+        if unknown:
+            raise UserError(f"data.tasks: {unknown[0]!r} is unknown, use {', '.join(TASKS)}")
+        self.tasks = tuple(tasks) or tuple(TASKS)
         self.tokenizer: Any = None
 
     def setup(self, stage: str) -> None:
@@ -88,7 +95,7 @@ class SyntheticText(KvcDataModule):
 
     def data_hash(self) -> str:
         """Name of the generators' version and settings."""
-        return digest([GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, SCHEDULE])
+        return digest([GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, self.tasks, SCHEDULE])
 
     def describe(self) -> dict[str, Any]:
         """What the numbers belong to."""
@@ -121,10 +128,10 @@ class SyntheticText(KvcDataModule):
 
     def items(self, split: Split) -> list[Item]:
         """The held-out items of a split, the same for every model."""
-        return _items(split, self.seed, self.held_out)
+        return _items(split, self.seed, self.held_out, self.tasks)
 
     def encode(self, document: Document, context: float) -> tuple[list[int], list[float]]:
-        """Token ids with BOS and EOS, and the loss weight of each."""
+        """Token ids with BOS and, unless the text ends with it, EOS; and the loss weight of each."""
         # In documents without results (passages, lookups) the short answers are what must be copied.
         answers_are_results = not any(segment.kind == "result" for segment in document)
         weights = {"context": context, "answer": 1.0, "result": self.result_weight}
@@ -141,8 +148,12 @@ class SyntheticText(KvcDataModule):
             while ends[current] < end:
                 current += 1
             token_weights.append(weights[kinds[current]])
-        ids = [self.tokenizer.bos_token_id, *encoded["input_ids"], self.tokenizer.eos_token_id]
-        return ids, [0.0, *token_weights, 1.0]
+        ids = [self.tokenizer.bos_token_id, *encoded["input_ids"]]
+        token_weights.insert(0, 0.0)
+        if not document_text(document).rstrip().endswith(EOS):
+            ids.append(self.tokenizer.eos_token_id)
+            token_weights.append(1.0)
+        return ids, token_weights
 
     def pad(self, rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
         """Right-padded batch of encoded documents."""
@@ -157,7 +168,8 @@ class SyntheticText(KvcDataModule):
 
     def _held_out_batch(self, rows: list[tuple[int, Item]]) -> dict[str, Any]:
         items = [item for _, item in rows]
-        batch: dict[str, Any] = dict(self.pad([self.encode(item.document, self.context_weight[1]) for item in items]))
+        encoded = [self.encode(plain(item.example), self.context_weight[1]) for item in items]
+        batch: dict[str, Any] = dict(self.pad(encoded))
         batch["items"] = items
         return batch
 
@@ -201,14 +213,19 @@ class CurriculumBatches:
 
 
 def _cut(rows: list[Any], parts: int) -> list[list[Any]]:
-    """Cut rows, sorted by length, into `parts` non-empty batches of about equal numbers of tokens."""
-    total = sum(len(row[0]) for row in rows)
-    batches: list[list[Any]] = [[] for _ in range(parts)]
-    seen = 0
-    for row in rows:
-        batches[min(parts - 1, seen * parts // total)].append(row)
-        seen += len(row[0])
-    assert all(batches)
+    """Cut rows, sorted by length, into `parts` batches of about equal padded size; a row is never split."""
+    batches: list[list[Any]] = []
+    left = sum(len(row[0]) for row in rows)
+    rest = list(reversed(rows))  # the longest first: a batch of one row may be larger than its share
+    for part in range(parts, 0, -1):
+        batch = [rest.pop(0)]
+        share = left / part
+        while len(rest) >= part and len(batch[0][0]) * (len(batch) + 1) <= share:
+            batch.append(rest.pop(0))
+        if part == 1:
+            batch += rest
+        left -= sum(len(row[0]) for row in batch)
+        batches.append(batch)
     return batches
 
 
@@ -224,21 +241,11 @@ class _Rows:
 
 
 @functools.lru_cache(maxsize=4)
-def _items(split: Split, seed: int, count: int) -> list[Item]:
-    items: list[Item] = []
-    for steps in REASONING_LEVELS:
-        for index in range(count):
-            problem = problem_for(split, seed, index, steps)
-            prompt = render_prompt(problem.question)
-            group = f"reasoning {steps[0]}-{steps[1]}"
-            items.append(Item(len(items), group, problem_document(problem), prompt, problem.answer))
-    for facts in PASSAGE_LEVELS:
-        for index in range(count):
-            rng = rng_for(f"passages {facts}", split, seed, index)
-            draw = functools.partial(sample_passage, facts=facts, questions=(1, 1))
-            passage = sample_in_split(rng, split, draw, lambda item: item.text)
-            document = passage_document(passage)
-            prompt = "".join(segment.text for segment in document[:-1])
-            group = f"passages {facts[0]}-{facts[1]}"
-            items.append(Item(len(items), group, document, prompt, passage.questions[0].answer))
-    return items
+def _items(split: Split, seed: int, count: int, tasks: tuple[str, ...]) -> list[Item]:
+    drawn = (
+        (task, level.name, example(task, split, seed, index, level.name))
+        for task in tasks
+        for level in TASKS[task].levels
+        for index in range(count)
+    )
+    return [Item(number, task, level, item) for number, (task, level, item) in enumerate(drawn)]

@@ -1,52 +1,68 @@
 """What the tiny model reads at each moment of its training.
 
 Recall from the context is the bottleneck and appears as a sudden change: repeated words first, then key-value lists
-and short passages, and only then long passages and arithmetic. One run of about 9 million tokens follows the tables
-below; between two rows every number is interpolated linearly.
+and short passages, and only then everything else. Between two rows of the table every number is interpolated
+linearly. Sizes grow to those that are used: there is no generalisation to longer chains or texts.
 """
 
 import random
 from typing import NamedTuple
 
+from kvc.data.prompts import SYSTEM
 from kvc.data.synthetic.base import Document, sample_in_split
+from kvc.data.synthetic.dialogue import sample_dialogue
+from kvc.data.synthetic.documents import sample_document
+from kvc.data.synthetic.example import Example, chat, plain
 from kvc.data.synthetic.helpers import drill, lookup, repeat
-from kvc.data.synthetic.passages import passage_document, sample_passage
-from kvc.data.synthetic.reasoning import problem_document, sample_problem
+from kvc.data.synthetic.in_context import sample_in_context
+from kvc.data.synthetic.passages import passage_example, sample_passage
+from kvc.data.synthetic.personalisation import sample_history
+from kvc.data.synthetic.reasoning import problem_example, sample_problem
+from kvc.data.synthetic.study import sample_study, study_chat
 
-TASKS = ("repeat", "lookup", "passages", "drill", "reasoning")
+HELPERS = ("repeat", "lookup", "drill")
+FAMILIES = ("passages", "reasoning", "in_context", "personalisation", "dialogue", "study", "documents")
+CHAT = 0.2  # share of the items that are laid out as a conversation
+UNANSWERABLE = (0.25, 0.4)  # share of passages that have unanswerable questions, and of such questions in them
+SHORTEST_DOCUMENT = 200  # tokens
 
 
 class Row(NamedTuple):
     """The mixture at one point of the training.
 
     Attributes:
-        progress: Share of the training tokens seen so far, 0..1.
-        weights: Share of the documents of each task, in the order of `TASKS`; normalised when used.
+        progress: Share of the training steps done so far, 0..1.
+        helpers: Weights of the documents of each helper task, in the order of `HELPERS`.
+        families: The same for the tasks, in the order of `FAMILIES`.
         pairs: Largest number of pairs in a lookup list.
         facts: Largest number of facts in a passage.
         steps: Largest number of steps in a problem.
+        tokens: Largest number of tokens in a long document.
     """
 
     progress: float
-    weights: tuple[float, ...]
+    helpers: tuple[float, ...]
+    families: tuple[float, ...]
     pairs: float
     facts: float
     steps: float
+    tokens: float
 
 
 SCHEDULE = (
-    #   progress  repeat lookup passages drill reasoning  pairs facts steps
-    Row(0.00, (1.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2),
-    Row(0.05, (1.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2),
-    Row(0.06, (0.40, 0.25, 0.35, 0.00, 0.00), 8, 4, 2),
-    Row(0.12, (0.35, 0.30, 0.35, 0.00, 0.00), 12, 4, 2),
-    Row(0.17, (0.10, 0.45, 0.45, 0.00, 0.00), 16, 4, 2),
-    Row(0.24, (0.05, 0.40, 0.40, 0.15, 0.00), 16, 8, 2),
-    Row(0.30, (0.03, 0.15, 0.35, 0.22, 0.25), 16, 12, 2),
-    Row(0.50, (0.01, 0.05, 0.35, 0.17, 0.42), 16, 24, 5),
-    Row(0.65, (0.01, 0.04, 0.30, 0.15, 0.50), 16, 30, 8),
-    Row(0.80, (0.00, 0.03, 0.25, 0.12, 0.60), 16, 30, 10),
-    Row(1.00, (0.00, 0.02, 0.25, 0.08, 0.65), 16, 30, 10),
+    #           repeat lookup drill  passag reason in_con person dialog study  docum   pairs facts steps tokens
+    Row(0.000, (1.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.025, (1.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.030, (0.40, 0.25, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.060, (0.35, 0.30, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 12, 4, 2, 256),
+    Row(0.085, (0.10, 0.45, 0.00), (0.45, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 16, 4, 2, 256),
+    Row(0.120, (0.05, 0.35, 0.15), (0.35, 0.00, 0.05, 0.05, 0.00, 0.00, 0.00), 16, 8, 2, 256),
+    Row(0.160, (0.03, 0.12, 0.20), (0.25, 0.20, 0.08, 0.08, 0.02, 0.02, 0.00), 16, 12, 2, 256),
+    Row(0.300, (0.01, 0.05, 0.15), (0.22, 0.35, 0.08, 0.06, 0.04, 0.04, 0.01), 16, 24, 5, 512),
+    Row(0.450, (0.01, 0.03, 0.13), (0.20, 0.42, 0.07, 0.05, 0.04, 0.04, 0.02), 16, 30, 10, 1024),
+    Row(0.600, (0.00, 0.03, 0.10), (0.18, 0.46, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 2048),
+    Row(0.750, (0.00, 0.02, 0.08), (0.17, 0.50, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 4000),
+    Row(1.000, (0.00, 0.02, 0.06), (0.17, 0.52, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 4000),
 )
 
 
@@ -62,14 +78,18 @@ def row_at(progress: float, schedule: tuple[Row, ...] = SCHEDULE) -> Row:
     def mix(a: float, b: float) -> float:
         return a + share * (b - a)
 
-    weights = tuple(mix(a, b) for a, b in zip(low.weights, high.weights))
-    return Row(progress, weights, mix(low.pairs, high.pairs), mix(low.facts, high.facts), mix(low.steps, high.steps))
+    return Row(
+        progress,
+        tuple(map(mix, low.helpers, high.helpers)),
+        tuple(map(mix, low.families, high.families)),
+        *map(mix, low[3:], high[3:]),
+    )
 
 
 class Mixture:
     """Training documents whose mixture and difficulty follow a schedule.
 
-    Problems and passages come from the train split only.
+    Items come from the train split only, a fifth of them laid out as conversations.
 
     Args:
         schedule: Rows in order of progress, the first at 0 and the last at 1.
@@ -84,20 +104,46 @@ class Mixture:
 
         Args:
             rng: Source of randomness.
-            progress: Share of the training tokens seen so far, 0..1.
+            progress: Share of the training steps done so far, 0..1.
         """
         row = row_at(progress, self.schedule)
-        task = rng.choices(TASKS, row.weights)[0]
-        if task == "repeat":
+        name = rng.choices((*HELPERS, *FAMILIES), (*row.helpers, *row.families))[0]
+        if name == "repeat":
             return repeat(rng)
-        if task == "lookup":
+        if name == "lookup":
             return lookup(rng, (4, round(row.pairs)))
-        if task == "drill":
+        if name == "drill":
             return drill(rng)
-        if task == "passages":
-            facts = (2, round(row.facts))
-            passage = sample_in_split(rng, "train", lambda r: sample_passage(r, facts), lambda item: item.text)
-            return passage_document(passage)
-        steps = (1, round(row.steps))
-        problem = sample_in_split(rng, "train", lambda r: sample_problem(r, steps), lambda item: item.question)
-        return problem_document(problem)
+        example = sample_in_split(rng, "train", lambda r: draw(r, name, row), lambda item: item.prompt)
+        return laid_out(rng, name, example)
+
+
+def draw(rng: random.Random, family: str, row: Row) -> Example:
+    """An item of a family at the difficulty of a row; several questions each where the family has them."""
+    if family == "passages":
+        share = UNANSWERABLE[1] if rng.random() < UNANSWERABLE[0] else 0.0
+        return passage_example(sample_passage(rng, (2, round(row.facts)), unanswerable=share), rng)
+    if family == "reasoning":
+        return problem_example(sample_problem(rng, (1, round(row.steps))))
+    if family == "in_context":
+        return sample_in_context(rng, queries=rng.randint(1, 4))
+    if family == "personalisation":
+        return sample_history(rng, queries=rng.randint(1, 4))
+    if family == "dialogue":
+        return sample_dialogue(rng)
+    if family == "study":
+        return sample_study(rng)
+    # Lengths are spread evenly on a logarithmic scale: long documents are rare.
+    tokens = round(SHORTEST_DOCUMENT * (row.tokens / SHORTEST_DOCUMENT) ** rng.random())
+    return sample_document(rng, (tokens, tokens))
+
+
+def laid_out(rng: random.Random, family: str, example: Example) -> Document:
+    """The plain layout or, for a share of `CHAT`, a conversation; problems then think first in half of the cases."""
+    if rng.random() >= CHAT:
+        return plain(example)
+    if family == "study":
+        return study_chat(example)
+    if family == "reasoning":
+        return chat(example, thinking=rng.random() < 0.5, system=SYSTEM if rng.random() < 0.5 else "")
+    return chat(example)

@@ -8,7 +8,8 @@ first word, so that an answer can be found by recalling what followed the entity
 import random
 from typing import NamedTuple
 
-from kvc.data.synthetic.base import Document, Segment
+from kvc.data.synthetic.base import Segment
+from kvc.data.synthetic.example import Example, Turn, text_chunks
 from kvc.data.synthetic.vocabulary import CITIES, COLORS, FOODS, JOBS, NAMES, PETS, ROOMS, SPORTS, THINGS
 
 
@@ -90,8 +91,19 @@ def _pairs(rng: random.Random, count: int) -> list[tuple[str, Relation]]:
     return rng.sample(pairs, count)
 
 
+UNKNOWN = "unknown"
+
+
+def sample_facts(rng: random.Random, count: int) -> list[tuple[str, str, Relation]]:
+    """Entity, value and relation of `count` facts; no entity has two values for one relation."""
+    return [(entity, rng.choice(relation.values), relation) for entity, relation in _pairs(rng, count)]
+
+
 def sample_passage(
-    rng: random.Random, facts: tuple[int, int] = (4, 30), questions: tuple[int, int] = (1, 4)
+    rng: random.Random,
+    facts: tuple[int, int] = (4, 30),
+    questions: tuple[int, int] = (1, 4),
+    unanswerable: float = 0.0,
 ) -> Passage:
     """Draw a passage.
 
@@ -99,19 +111,55 @@ def sample_passage(
         rng: Source of randomness.
         facts: Smallest and largest number of facts (inclusive).
         questions: Smallest and largest number of questions; never more than there are facts.
+        unanswerable: Share of questions about an entity of which the passage does not say it; their answer is
+            `unknown`.
     """
+    known = sample_facts(rng, rng.randint(*facts))
     statements, asked = [], []
-    for entity, relation in _pairs(rng, rng.randint(*facts)):
-        value = rng.choice(relation.values)
+    for entity, value, relation in known:
         statements.append(rng.choice(relation.statements).format(e=entity, v=value))
         asked.append(Question(rng.choice(relation.questions).format(e=entity), value))
     count = min(len(asked), rng.randint(*questions))
-    return Passage(" ".join(statements), tuple(rng.sample(asked, count)))
+    chosen = rng.sample(asked, count)
+    if unanswerable:
+        chosen = [_absent(rng, known) if rng.random() < unanswerable else question for question in chosen]
+    return Passage(" ".join(statements), tuple(chosen))
 
 
-def passage_document(passage: Passage) -> Document:
-    r"""The passage as a training document: `Passage: ...`, then `Question: ...\nAnswer: value` for each question."""
-    document = [Segment(f"Passage: {passage.text}", "context")]
-    for question, answer in passage.questions:
-        document += [Segment(f"\nQuestion: {question}\nAnswer:", "context"), Segment(f" {answer}", "answer")]
-    return document
+def _absent(rng: random.Random, known: list[tuple[str, str, Relation]]) -> Question:
+    """A question about an entity for which the passage does not give the relation, which it gives for others.
+
+    Where the passage gives it for everybody, the relation is one that the passage does not have.
+    """
+
+    def strangers(relation: Relation) -> list[str]:
+        told = {entity for entity, _, other in known if other is relation}
+        return [entity for entity in (THINGS if relation in OBJECT else NAMES) if entity not in told]
+
+    told = [relation for relation in (*PEOPLE, *OBJECT) if any(fact[2] is relation for fact in known)]
+    possible = [relation for relation in told if strangers(relation)]
+    relation = rng.choice(possible or [relation for relation in (*PEOPLE, *OBJECT) if relation not in told])
+    return Question(rng.choice(relation.questions).format(e=rng.choice(strangers(relation))), UNKNOWN)
+
+
+def same_kind(passage: Passage, answer: str) -> list[str]:
+    """The values in the passage that have the type of the answer, which a reader who skips the entity confuses."""
+    kind = next(relation.values for relation in (*PEOPLE, *OBJECT) if answer in relation.values)
+    return [word for word in passage.text.replace(".", "").split() if word in kind]
+
+
+def passage_example(passage: Passage, rng: random.Random) -> Example:
+    r"""The passage as an example: a sentence per chunk, `\nQuestion: ...` as query, `\nAnswer:` as lead.
+
+    The shortcut is a random value of the right type.
+    """
+    sentences = passage.text.split(". ")
+    texts = [f"{sentence}{'.' if i < len(sentences) - 1 else ''}" for i, sentence in enumerate(sentences)]
+    chunks = text_chunks(*(text if i == 0 else f" {text}" for i, text in enumerate(texts)))
+    turns = tuple(
+        Turn(f"\nQuestion: {question}", "\nAnswer:", (Segment(f" {answer}", "answer"),))
+        for question, answer in passage.questions
+    )
+    gold = passage.questions[0].answer
+    shortcut = "" if gold == UNKNOWN else rng.choice(same_kind(passage, gold))
+    return Example("Passage: ", chunks, turns, gold, shortcut=shortcut)

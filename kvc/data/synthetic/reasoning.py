@@ -6,11 +6,12 @@ a line, one step may span three lines, and some finished sentences (a restatemen
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from kvc.data.prompts import render_prompt
-from kvc.data.synthetic.base import Document, Segment, rng_for, sample_in_split
+from kvc.data.synthetic.base import rng_for, sample_in_split
+from kvc.data.synthetic.example import Example, Lifetime, Turn, text_chunks
 from kvc.data.synthetic.layout import COMP, Step, numbers_as_results, write_solution
 from kvc.data.synthetic.vocabulary import NAMES, OBJECTS
 
@@ -18,7 +19,7 @@ LARGEST = 99  # numbers up to here are one token
 FIRST_VALUES = (5, 60)
 OPERANDS = (2, 9)
 MAX_PEOPLE = 5
-SECOND_FACT = 0.6  # share of problems with two start facts
+SECOND_FACT = 0.8  # share of problems with two start facts
 NEW_PERSON = 0.45  # share of steps that bring in another person while there is one
 TOTAL_AT_END = 0.35
 
@@ -34,6 +35,8 @@ class Problem:
         original_reasoning: The same solution without markers.
         answer: Digits.
         steps: Number of calculations.
+        starts: What each person starts with, in the order of the question.
+        plan: The calculations.
     """
 
     question: str
@@ -42,6 +45,8 @@ class Problem:
     original_reasoning: str
     answer: str
     steps: int
+    starts: dict[str, int] = field(repr=False)
+    plan: tuple[Step, ...] = field(repr=False)
 
 
 def _operations(value: int, operand: int) -> list[str]:
@@ -153,6 +158,8 @@ def sample_problem(rng: random.Random, steps: tuple[int, int] = (2, 8)) -> Probl
         original_reasoning=solution.replace(f" {COMP}", ""),
         answer=str(answer),
         steps=len(plan),
+        starts=starts,
+        plan=tuple(plan),
     )
 
 
@@ -162,6 +169,54 @@ def problem_for(split: str, seed: int, index: int, steps: tuple[int, int] = (2, 
     return sample_in_split(rng_for("reasoning", split, seed, index), split, draw, lambda problem: problem.question)
 
 
-def problem_document(problem: Problem) -> Document:
-    """The problem as a training document: the prompt, then the solution without markers, ending in `#### N`."""
-    return [Segment(render_prompt(problem.question), "context"), *numbers_as_results(problem.original_reasoning)]
+HEAD, SOLUTION = "Question: ", "\nSolution:\n"
+
+
+def problem_example(problem: Problem) -> Example:
+    """The problem as an example: a statement per chunk, the question as query, the solution without markers.
+
+    The shortcut starts every calculation from the most recent result; it is right when the whole chain is the same.
+    """
+    first, *others = problem.statements
+    chunks = text_chunks(first, *(f" {statement}" for statement in others))
+    ask = problem.question[sum(len(statement) + 1 for statement in problem.statements) :]
+    turn = Turn(f" {ask}", SOLUTION, tuple(numbers_as_results(problem.original_reasoning)))
+    recent = [list(problem.starts)[-1], *(step.owner for step in problem.plan)]
+    same_chain = all(recent[i] in step.uses for i, step in enumerate(problem.plan))
+    shortcut = problem.answer if same_chain else ""
+    return Example(HEAD, chunks, (turn,), problem.answer, shortcut=shortcut, lifetimes=_lifetimes(problem))
+
+
+def _lifetimes(problem: Problem) -> tuple[Lifetime, ...]:
+    """What a perfect memory keeps: statements that are still to come, everybody's current number, the question.
+
+    A statement stays until the calculation after its own is done, since the one that follows is found through it.
+    """
+    text = render_prompt(problem.question) + problem.original_reasoning
+    end = len(text)
+    # Where each calculation's result is bound to its owner.
+    bound, position = [], len(text) - len(problem.original_reasoning)
+    for step in problem.plan:
+        position = text.index(step.equation, position) + len(step.equation)
+        start = text.index(step.bound, position)
+        position = start + len(step.bound)
+        bound.append((start, position))
+    owners = [step.owner for step in problem.plan]
+
+    def changed(person: str, after: int) -> int:
+        """Where the number of a person is replaced by a later calculation than number `after`."""
+        return next((bound[i][1] for i in range(after + 1, len(owners)) if owners[i] == person), end)
+
+    lifetimes, position = [], len(HEAD)
+    for number, statement in enumerate(problem.statements):
+        calculation = number - len(problem.starts)
+        if calculation < 0:
+            until = max(changed(list(problem.starts)[number], -1), bound[0][1])
+        else:
+            until = bound[min(calculation + 1, len(bound) - 1)][1]
+        lifetimes.append(Lifetime(position, position + len(statement) + 1, until))
+        position += len(statement) + 1
+    lifetimes.append(Lifetime(position, len(HEAD) + len(problem.question) + len(SOLUTION), end))
+    for number, (start, stop) in enumerate(bound):
+        lifetimes.append(Lifetime(start, stop, changed(owners[number], number) if owners[number] else end))
+    return tuple(lifetimes)

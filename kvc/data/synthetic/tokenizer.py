@@ -12,34 +12,38 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kvc.data.prompts import SYSTEM
 from kvc.data.synthetic.base import Document, document_text
-from kvc.data.synthetic.curriculum import TASKS
+from kvc.data.synthetic.curriculum import FAMILIES, HELPERS, SCHEDULE, draw
+from kvc.data.synthetic.example import END_THINK, EOS, THINK, chat, plain
 from kvc.data.synthetic.helpers import drill, lookup, repeat
-from kvc.data.synthetic.passages import passage_document, sample_passage
-from kvc.data.synthetic.reasoning import problem_document, sample_problem
+from kvc.data.synthetic.study import study_chat
 from kvc.data.synthetic.vocabulary import ALL_WORDS, COMMON_WORDS
 
-PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, "<think>", "</think>")
+PAD, BOS = "<|pad|>", "<|bos|>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, THINK, END_THINK)
+TASKS = (*HELPERS, *FAMILIES)
 NUMBERS = r" ?\d{1,2}"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' %}{{ message['content'] + '\\n' }}"
-    "{% elif message['role'] == 'user' %}{{ 'Question: ' + message['content'] + '\\n' }}"
-    "{% else %}{{ 'Solution:\\n' + message['content'] + eos_token + '\\n' }}{% endif %}"
+    "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n' }}"
+    "{% else %}{{ 'Assistant:\\n' + message['content'] + eos_token + '\\n' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Solution:\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}{% endif %}"
 )
 
 
 def sample_text(task: str, rng: random.Random) -> str:
     """The text of one document of a task at full difficulty."""
-    if task == "reasoning":
-        return document_text(problem_document(sample_problem(rng, (1, 10))))
-    if task == "passages":
-        return document_text(passage_document(sample_passage(rng)))
     helpers: dict[str, Callable[[random.Random], Document]] = {"repeat": repeat, "lookup": lookup, "drill": drill}
-    return document_text(helpers[task](rng))
+    if task in helpers:
+        return document_text(helpers[task](rng))
+    example = draw(rng, task, SCHEDULE[-1])
+    if rng.random() < 0.8:
+        return document_text(plain(example))
+    talk = study_chat(example) if task == "study" else chat(example, system=SYSTEM if task == "reasoning" else "")
+    return document_text(talk).replace(EOS, "")
 
 
 def _corpus(seed: int, documents: int) -> Iterator[str]:
@@ -78,7 +82,7 @@ def _train(vocab_size: int, seed: int, documents: int) -> Any:
     return Tokenizer.from_str(json.dumps(state))
 
 
-def build_tokenizer(out: Path, vocab_size: int = 1280, seed: int = 0, documents: int = 4000) -> Any:
+def build_tokenizer(out: Path, vocab_size: int = 1536, seed: int = 0, documents: int = 4000) -> Any:
     """Train the tokenizer and save it as a standard `PreTrainedTokenizerFast` folder.
 
     Args:

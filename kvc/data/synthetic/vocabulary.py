@@ -37,6 +37,12 @@ THINGS = _words(
 ROOMS = _words(
     "attic barn bathroom bedroom cellar chapel garage garden hall kitchen library lobby office shed studio tower"
 )
+LABELS = _words("alpha beta delta gamma kappa lambda omega sigma theta zeta")
+TAGS = _words("boring clever funny happy lovely sad scary strange useful warm")
+DAYS = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+WEATHER = _words("bright calm cloudy cold dry foggy hot mild rainy stormy sunny windy")
+TOPICS = (CITIES, JOBS, PETS, COLORS, FOODS, SPORTS, THINGS, ROOMS)  # what an input of a task can be about
+
 # Frequent English words that no generator uses: they fill the rest of the tokenizer for other text.
 COMMON_WORDS = _words(
     "the of and to in for that this with on are was by from or be as at not but they his her you we she he it "
@@ -46,4 +52,4 @@ COMMON_WORDS = _words(
 )
 
 LOOKUP_VALUES = (CITIES, JOBS, PETS, COLORS, FOODS, SPORTS, ROOMS)
-ALL_WORDS = (*NAMES, *OBJECTS, *CITIES, *JOBS, *PETS, *COLORS, *FOODS, *SPORTS, *THINGS, *ROOMS)
+ALL_WORDS = (*NAMES, *OBJECTS, *CITIES, *JOBS, *PETS, *COLORS, *FOODS, *SPORTS, *THINGS, *ROOMS, *LABELS, *TAGS)

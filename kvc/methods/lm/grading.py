@@ -7,46 +7,54 @@ import torch
 
 from kvc.core.module import Record
 from kvc.core.results import Summary, bootstrap_mean
-from kvc.data.answers import extract_answer, same_answer
+from kvc.data.synthetic.tasks import TASKS
 
-SHORT_ANSWER = 8
+SHORT_ANSWER = 32
+PADDED_TOKENS = 16_384  # of one batch of prompts: its attention mask is quadratic in the length
 
 
 @torch.no_grad()
 def grade(model: Any, tokenizer: Any, items: Sequence[Any], max_new_tokens: int) -> list[Record]:
-    """Complete each prompt greedily and compare with the gold answer.
+    """Complete each prompt greedily and grade it as its task says.
 
     Args:
         model: Causal LM.
         tokenizer: Its tokenizer.
-        items: With `id`, `group`, `prompt` and `answer`; a group whose name begins with `reasoning` is graded by
-            its final number, any other by its whole first line.
+        items: With `id`, `task`, `group` and `example`.
         max_new_tokens: Limit for reasoning; other answers are short.
     """
     was_training = model.training
     model.eval()
     records = []
     for reasoning in (True, False):
-        part = [item for item in items if item.group.startswith("reasoning") == reasoning]
-        if not part:
-            continue
-        completions = complete(
-            model, tokenizer, [item.prompt for item in part], max_new_tokens if reasoning else SHORT_ANSWER
-        )
+        part = [item for item in items if (item.task == "reasoning") == reasoning]
+        limit = max_new_tokens if reasoning else min(SHORT_ANSWER, max_new_tokens)
+        completions = complete(model, tokenizer, [item.example.prompt for item in part], limit)
         for item, text in zip(part, completions):
-            answer = extract_answer(text) if reasoning else text.strip().split("\n")[0].strip()
-            right = answer is not None and (same_answer(answer, item.answer) if reasoning else answer == item.answer)
+            right = TASKS[item.task].grade(text, item.example)
             records.append(
-                {"id": item.id, "group": item.group, "completion": text, "answer": answer, "gold": item.answer}
-                | {"correct": bool(right)}
+                {"id": item.id, "group": item.group, "completion": text, "gold": item.example.gold, "correct": right}
             )
     model.train(was_training)
     return records
 
 
 def complete(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Greedy completions of a left-padded batch, without special tokens."""
+    """Greedy completions without special tokens, in left-padded batches of prompts of similar length."""
     ids = [[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]] for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    texts = [""] * len(ids)
+    while order:
+        rows = 1
+        while rows < len(order) and (rows + 1) * len(ids[order[rows]]) <= PADDED_TOKENS:
+            rows += 1
+        batch, order = order[:rows], order[rows:]
+        for i, text in zip(batch, _complete(model, tokenizer, [ids[i] for i in batch], max_new_tokens)):
+            texts[i] = text
+    return texts
+
+
+def _complete(model: Any, tokenizer: Any, ids: list[list[int]], max_new_tokens: int) -> list[str]:
     longest = max(len(row) for row in ids)
     pad = tokenizer.pad_token_id
     device = model.device

@@ -36,7 +36,7 @@ class LanguageModel(Method):
         self,
         backbone: Backbone | None = None,
         train: Literal["all", "lora"] = "all",
-        max_new_tokens: int = 400,
+        max_new_tokens: int = 640,
         optim: Optim | None = None,
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:

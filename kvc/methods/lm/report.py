@@ -23,7 +23,7 @@ class TaskReport(Evaluation):
     needs: ClassVar[tuple[str, ...]] = ("items",)
 
     def __init__(
-        self, backbone: Backbone | None = None, max_new_tokens: int = 400, seed: int = seeds.DEFAULT_SEED
+        self, backbone: Backbone | None = None, max_new_tokens: int = 640, seed: int = seeds.DEFAULT_SEED
     ) -> None:
         super().__init__(seed)
         self.base = backbone or Backbone()
