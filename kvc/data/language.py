@@ -9,10 +9,11 @@ import torch
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
-from kvc.data.synthetic.base import Document, document_text, rng_for
+from kvc.data.synthetic.base import Document, rng_for
 from kvc.data.synthetic.curriculum import SCHEDULE, Mixture
 from kvc.data.synthetic.example import EOS, Example, plain
 from kvc.data.synthetic.tasks import TASKS, example
+from kvc.data.tokens import tokenize
 from kvc.errors import UserError
 
 PAD_LABEL = -100
@@ -65,7 +66,7 @@ class SyntheticText(KvcDataModule):
 
     def __init__(
         self,
-        steps: int = 12000,
+        steps: int = 16000,
         tokens_per_batch: int = 2048,
         max_length: int = 4096,
         context_weight: tuple[float, float] = (0.1, 0.3),
@@ -132,28 +133,16 @@ class SyntheticText(KvcDataModule):
 
     def encode(self, document: Document, context: float) -> tuple[list[int], list[float]]:
         """Token ids with BOS and, unless the text ends with it, EOS; and the loss weight of each."""
+        tokens = tokenize(self.tokenizer, document)
         # In documents without results (passages, lookups) the short answers are what must be copied.
-        answers_are_results = not any(segment.kind == "result" for segment in document)
-        weights = {"context": context, "answer": 1.0, "result": self.result_weight}
-        if answers_are_results:
-            weights["answer"] = self.result_weight
-        encoded = self.tokenizer(document_text(document), add_special_tokens=False, return_offsets_mapping=True)
-        ends, kinds, position = [], [], 0
-        for segment in document:
-            position += len(segment.text)
-            ends.append(position)
-            kinds.append(segment.kind)
-        token_weights, current = [], 0
-        for _, end in encoded["offset_mapping"]:
-            while ends[current] < end:
-                current += 1
-            token_weights.append(weights[kinds[current]])
-        ids = [self.tokenizer.bos_token_id, *encoded["input_ids"]]
-        token_weights.insert(0, 0.0)
-        if not document_text(document).rstrip().endswith(EOS):
+        answer = 1.0 if any(segment.kind == "result" for segment in document) else self.result_weight
+        weight = {"context": context, "answer": answer, "result": self.result_weight}
+        ids = [self.tokenizer.bos_token_id, *tokens.ids]
+        weights = [0.0, *(weight[kind] for kind in tokens.kinds)]
+        if not document[-1].text.endswith(f"{EOS}\n"):
             ids.append(self.tokenizer.eos_token_id)
-            token_weights.append(1.0)
-        return ids, token_weights
+            weights.append(1.0)
+        return ids, weights
 
     def pad(self, rows: Sequence[tuple[list[int], list[float]]]) -> dict[str, torch.Tensor]:
         """Right-padded batch of encoded documents."""

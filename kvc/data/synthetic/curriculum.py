@@ -13,14 +13,14 @@ from kvc.data.synthetic.base import Document, sample_in_split
 from kvc.data.synthetic.dialogue import sample_dialogue
 from kvc.data.synthetic.documents import sample_document
 from kvc.data.synthetic.example import Example, chat, plain
-from kvc.data.synthetic.helpers import drill, lookup, repeat
+from kvc.data.synthetic.helpers import drill, lookup, repeat, sort
 from kvc.data.synthetic.in_context import sample_in_context
 from kvc.data.synthetic.passages import passage_example, sample_passage
 from kvc.data.synthetic.personalisation import sample_history
 from kvc.data.synthetic.reasoning import problem_example, sample_problem
 from kvc.data.synthetic.study import sample_study, study_chat
 
-HELPERS = ("repeat", "lookup", "drill")
+HELPERS = ("repeat", "lookup", "drill", "sort")
 FAMILIES = ("passages", "reasoning", "in_context", "personalisation", "dialogue", "study", "documents")
 CHAT = 0.2  # share of the items that are laid out as a conversation
 UNANSWERABLE = (0.25, 0.4)  # share of passages that have unanswerable questions, and of such questions in them
@@ -50,19 +50,19 @@ class Row(NamedTuple):
 
 
 SCHEDULE = (
-    #           repeat lookup drill  passag reason in_con person dialog study  docum   pairs facts steps tokens
-    Row(0.000, (1.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
-    Row(0.025, (1.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
-    Row(0.030, (0.40, 0.25, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
-    Row(0.060, (0.35, 0.30, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 12, 4, 2, 256),
-    Row(0.085, (0.10, 0.45, 0.00), (0.45, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 16, 4, 2, 256),
-    Row(0.120, (0.05, 0.35, 0.15), (0.35, 0.00, 0.05, 0.05, 0.00, 0.00, 0.00), 16, 8, 2, 256),
-    Row(0.160, (0.03, 0.12, 0.20), (0.25, 0.20, 0.08, 0.08, 0.02, 0.02, 0.00), 16, 12, 2, 256),
-    Row(0.300, (0.01, 0.05, 0.15), (0.22, 0.35, 0.08, 0.06, 0.04, 0.04, 0.01), 16, 24, 5, 512),
-    Row(0.450, (0.01, 0.03, 0.13), (0.20, 0.42, 0.07, 0.05, 0.04, 0.04, 0.02), 16, 30, 10, 1024),
-    Row(0.600, (0.00, 0.03, 0.10), (0.18, 0.46, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 2048),
-    Row(0.750, (0.00, 0.02, 0.08), (0.17, 0.50, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 4000),
-    Row(1.000, (0.00, 0.02, 0.06), (0.17, 0.52, 0.06, 0.05, 0.04, 0.05, 0.03), 16, 30, 16, 4000),
+    #           repeat lookup drill sort    passag reason in_con person dialog study  docum   pairs facts steps tokens
+    Row(0.000, (1.00, 0.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.020, (1.00, 0.00, 0.00, 0.00), (0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.024, (0.40, 0.25, 0.00, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 8, 4, 2, 256),
+    Row(0.048, (0.35, 0.30, 0.00, 0.00), (0.35, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 12, 4, 2, 256),
+    Row(0.065, (0.10, 0.45, 0.00, 0.00), (0.45, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00), 16, 4, 2, 256),
+    Row(0.090, (0.05, 0.30, 0.15, 0.15), (0.35, 0.00, 0.05, 0.03, 0.00, 0.00, 0.00), 16, 8, 2, 256),
+    Row(0.120, (0.03, 0.10, 0.18, 0.15), (0.22, 0.20, 0.08, 0.05, 0.02, 0.02, 0.00), 16, 12, 2, 256),
+    Row(0.220, (0.01, 0.05, 0.15, 0.06), (0.22, 0.35, 0.08, 0.05, 0.03, 0.04, 0.02), 16, 24, 4, 512),
+    Row(0.350, (0.01, 0.03, 0.12, 0.03), (0.19, 0.43, 0.07, 0.05, 0.03, 0.04, 0.03), 16, 30, 10, 1024),
+    Row(0.500, (0.00, 0.03, 0.09, 0.02), (0.17, 0.48, 0.06, 0.05, 0.03, 0.04, 0.03), 16, 30, 16, 2048),
+    Row(0.650, (0.00, 0.02, 0.07, 0.01), (0.16, 0.53, 0.05, 0.05, 0.03, 0.04, 0.03), 16, 30, 16, 4000),
+    Row(1.000, (0.00, 0.02, 0.05, 0.01), (0.16, 0.55, 0.05, 0.05, 0.03, 0.04, 0.03), 16, 30, 16, 4000),
 )
 
 
@@ -114,7 +114,9 @@ class Mixture:
             return lookup(rng, (4, round(row.pairs)))
         if name == "drill":
             return drill(rng)
-        example = sample_in_split(rng, "train", lambda r: draw(r, name, row), lambda item: item.prompt)
+        if name == "sort":
+            return sort(rng)
+        example = sample_in_split(rng, "train", lambda r: draw(r, name, row), lambda item: item.material)
         return laid_out(rng, name, example)
 
 

@@ -1,6 +1,5 @@
 """One item of a task: a context in chunks, a query about it, the answer; and its layouts as text."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvc.data.synthetic.base import Document, Segment, document_text
@@ -31,8 +30,7 @@ class Lifetime(NamedTuple):
     until: int
 
 
-@dataclass(frozen=True)
-class Example:
+class Example(NamedTuple):
     """One item of a task.
 
     Attributes:
@@ -42,8 +40,10 @@ class Example:
         turns: Questions about the context; held-out items have one.
         gold: The answer that is graded, without layout.
         choices: The possible answers in the order they are shown; empty when they are not shown.
-        shortcut: What a known shortcut answers without reading properly; empty where it gives no answer.
+        shortcut: What a known shortcut answers without reading properly, empty where it leads nowhere; None where no
+            shortcut is known.
         lifetimes: How long the parts of the text are needed; empty where nobody has worked it out.
+        steps: Where each calculation of the plain layout is complete, in characters; empty where there are none.
     """
 
     head: str
@@ -51,13 +51,19 @@ class Example:
     turns: tuple[Turn, ...]
     gold: str
     choices: tuple[str, ...] = ()
-    shortcut: str = ""
-    lifetimes: tuple[Lifetime, ...] = field(default=(), repr=False)
+    shortcut: str | None = None
+    lifetimes: tuple[Lifetime, ...] = ()
+    steps: tuple[int, ...] = ()
 
     @property
     def context(self) -> str:
         """The text that may be compressed, with its head."""
-        return self.head + "".join(document_text(list(chunk)) for chunk in self.chunks)
+        return self.head + self.material
+
+    @property
+    def material(self) -> str:
+        """The context without its head: what decides which split owns the item."""
+        return "".join(document_text(list(chunk)) for chunk in self.chunks)
 
     @property
     def prompt(self) -> str:
@@ -96,7 +102,7 @@ def reply(turn: Turn, thinking: bool = False) -> Document:
         before, after = answer[last].text.rsplit("\n", 1)
         cut = [Segment(f"{before}\n{END_THINK}\n{after}", "answer")]
         answer = [Segment(f"{THINK}\n", "answer"), *answer[:last], *cut, *answer[last + 1 :]]
-    end = [Segment(EOS, "answer"), Segment("\n", "context")]
+    end = [Segment(f"{EOS}\n", "answer")]
     return ([Segment(lead, "answer")] if lead else []) + answer + end
 
 

@@ -3,7 +3,7 @@
 import random
 
 from kvc.data.synthetic.base import Document, Segment
-from kvc.data.synthetic.vocabulary import ALL_WORDS, LOOKUP_VALUES, NAMES
+from kvc.data.synthetic.vocabulary import ALL_WORDS, LABELS, LOOKUP_VALUES, NAMES, TAGS, TOPICS
 
 LINKS = ("", ":", " is", " has", " has the", " likes")
 
@@ -24,6 +24,20 @@ def lookup(rng: random.Random, pairs: tuple[int, int] = (4, 16), queries: tuple[
     for _ in range(rng.randint(*queries)):
         key = rng.choice(list(table))
         document += [Segment(f" {key}{link}", "context"), Segment(f" {table[key]}", "answer"), Segment(";", "context")]
+    return document
+
+
+def sort(rng: random.Random, words: tuple[int, int] = (8, 32), kinds: tuple[int, int] = (2, 6)) -> Document:
+    """Words of a few kinds, each followed by the label that its kind has in this list; words may come again."""
+    chosen = rng.sample(TOPICS, rng.randint(*kinds))
+    labels = rng.sample(rng.choice((LABELS, TAGS)), len(chosen))
+    pools = [rng.sample(kind, rng.randint(2, len(kind))) for kind in chosen]
+    document, seen = [Segment("Sort:", "context")], set()
+    for _ in range(rng.randint(*words)):
+        kind = rng.randrange(len(chosen))
+        label = Segment(f" {labels[kind]}", "answer" if kind in seen else "context")
+        document += [Segment(f" {rng.choice(pools[kind])}:", "context"), label, Segment(";", "context")]
+        seen.add(kind)
     return document
 
 

@@ -9,8 +9,8 @@ Examples (the first demonstrations of three items; the first is shown whole):
     Output: beta              Output: zeta             Output: alpha
     Input: Paris              Input: garden            Input: nurse
     Output: zeta              Output: omega            Output: theta
-    Input: dog                ...                      ...
-    Options: zeta, gamma, beta, kappa
+    Options: zeta, gamma, beta, kappa                  ...
+    Input: dog                ...
     Output: beta
 """
 
@@ -53,7 +53,7 @@ def sample_in_context(rng: random.Random, demonstrations: tuple[int, int] = (1, 
     options = rng.sample(labels, CLASSES)
     for number in range(queries):
         kind, word = draw()
-        query = f"{chr(10) if number else ''}Input: {word}\nOptions: {', '.join(options)}"
+        query = f"{chr(10) if number else ''}Options: {', '.join(options)}\nInput: {word}"
         turns.append(Turn(query, "\nOutput:", (Segment(f" {labels[kind]}", "answer"),)))
         answers.append(labels[kind])
     return Example("", tuple(chunks), tuple(turns), answers[0], choices=tuple(options), shortcut=options[0])

@@ -161,5 +161,5 @@ def passage_example(passage: Passage, rng: random.Random) -> Example:
         for question, answer in passage.questions
     )
     gold = passage.questions[0].answer
-    shortcut = "" if gold == UNKNOWN else rng.choice(same_kind(passage, gold))
+    shortcut = None if gold == UNKNOWN else rng.choice(same_kind(passage, gold))
     return Example("Passage: ", chunks, turns, gold, shortcut=shortcut)

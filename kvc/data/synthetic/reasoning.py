@@ -164,9 +164,10 @@ def sample_problem(rng: random.Random, steps: tuple[int, int] = (2, 8)) -> Probl
 
 
 def problem_for(split: str, seed: int, index: int, steps: tuple[int, int] = (2, 8)) -> Problem:
-    """Item `index` of a split; no question of one split occurs in another."""
+    """Item `index` of a split; the statements of one split occur in no other."""
     draw = partial(sample_problem, steps=steps)
-    return sample_in_split(rng_for("reasoning", split, seed, index), split, draw, lambda problem: problem.question)
+    rng = rng_for("reasoning", split, seed, index)
+    return sample_in_split(rng, split, draw, lambda problem: " ".join(problem.statements))
 
 
 HEAD, SOLUTION = "Question: ", "\nSolution:\n"
@@ -183,24 +184,37 @@ def problem_example(problem: Problem) -> Example:
     turn = Turn(f" {ask}", SOLUTION, tuple(numbers_as_results(problem.original_reasoning)))
     recent = [list(problem.starts)[-1], *(step.owner for step in problem.plan)]
     same_chain = all(recent[i] in step.uses for i, step in enumerate(problem.plan))
-    shortcut = problem.answer if same_chain else ""
-    return Example(HEAD, chunks, (turn,), problem.answer, shortcut=shortcut, lifetimes=_lifetimes(problem))
+    bound = _bindings(problem)
+    return Example(
+        HEAD,
+        chunks,
+        (turn,),
+        problem.answer,
+        shortcut=problem.answer if same_chain else "",
+        lifetimes=_lifetimes(problem, bound),
+        steps=tuple(stop for _, stop in bound),
+    )
 
 
-def _lifetimes(problem: Problem) -> tuple[Lifetime, ...]:
-    """What a perfect memory keeps: statements that are still to come, everybody's current number, the question.
-
-    A statement stays until the calculation after its own is done, since the one that follows is found through it.
-    """
-    text = render_prompt(problem.question) + problem.original_reasoning
-    end = len(text)
-    # Where each calculation's result is bound to its owner.
-    bound, position = [], len(text) - len(problem.original_reasoning)
+def _bindings(problem: Problem) -> list[tuple[int, int]]:
+    """Where each calculation's result stands next to its owner in the plain layout, in characters."""
+    before = render_prompt(problem.question)
+    text, position = before + problem.original_reasoning, len(before)
+    bound = []
     for step in problem.plan:
         position = text.index(step.equation, position) + len(step.equation)
         start = text.index(step.bound, position)
         position = start + len(step.bound)
         bound.append((start, position))
+    return bound
+
+
+def _lifetimes(problem: Problem, bound: list[tuple[int, int]]) -> tuple[Lifetime, ...]:
+    """What a perfect memory keeps: statements that are still to come, everybody's current number, the question.
+
+    A statement stays until the calculation after its own is done, since the one that follows is found through it.
+    """
+    end = len(render_prompt(problem.question)) + len(problem.original_reasoning)
     owners = [step.owner for step in problem.plan]
 
     def changed(person: str, after: int) -> int:

@@ -125,7 +125,7 @@ def example(task: str, split: str, seed: int, index: int, level: str) -> Example
 
     Args:
         task: A name in `TASKS`.
-        split: `"train"`, `"val"` or `"test"`; no context and query of one split occurs in another.
+        split: `"train"`, `"val"` or `"test"`; no context of one split occurs in another.
         seed: The seed of the run.
         index: Number of the item.
         level: Name of a difficulty of the task, such as `"9-16"`.
@@ -140,4 +140,4 @@ def example(task: str, split: str, seed: int, index: int, level: str) -> Example
     if task == "reasoning":  # shares its items with the traces that carry markers
         return problem_example(problem_for(split, seed, index, chosen.size))
     rng = rng_for(f"{task} {level}", split, seed, index)
-    return sample_in_split(rng, split, lambda r: kind.draw(r, chosen), lambda item: item.prompt)
+    return sample_in_split(rng, split, lambda r: kind.draw(r, chosen), lambda item: item.material)

@@ -16,7 +16,7 @@ from kvc.data.prompts import SYSTEM
 from kvc.data.synthetic.base import Document, document_text
 from kvc.data.synthetic.curriculum import FAMILIES, HELPERS, SCHEDULE, draw
 from kvc.data.synthetic.example import END_THINK, EOS, THINK, chat, plain
-from kvc.data.synthetic.helpers import drill, lookup, repeat
+from kvc.data.synthetic.helpers import drill, lookup, repeat, sort
 from kvc.data.synthetic.study import study_chat
 from kvc.data.synthetic.vocabulary import ALL_WORDS, COMMON_WORDS
 
@@ -36,7 +36,12 @@ CHAT_TEMPLATE = (
 
 def sample_text(task: str, rng: random.Random) -> str:
     """The text of one document of a task at full difficulty."""
-    helpers: dict[str, Callable[[random.Random], Document]] = {"repeat": repeat, "lookup": lookup, "drill": drill}
+    helpers: dict[str, Callable[[random.Random], Document]] = {
+        "repeat": repeat,
+        "lookup": lookup,
+        "drill": drill,
+        "sort": sort,
+    }
     if task in helpers:
         return document_text(helpers[task](rng))
     example = draw(rng, task, SCHEDULE[-1])
