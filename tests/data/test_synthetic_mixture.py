@@ -6,15 +6,31 @@ from itertools import pairwise
 import pytest
 
 from kvc.data.synthetic.base import document_text, rng_for, split_of
-from kvc.data.synthetic.curriculum import SCHEDULE, TASKS, Mixture, row_at
-from kvc.data.synthetic.helpers import drill, equation, lookup, repeat
+from kvc.data.synthetic.curriculum import CHAT, FAMILIES, HELPERS, SCHEDULE, Mixture, row_at
+from kvc.data.synthetic.example import EOS
+from kvc.data.synthetic.helpers import drill, equation, lookup, repeat, sort
 from kvc.data.synthetic.passages import OBJECT, PEOPLE, sample_passage
+from kvc.data.synthetic.vocabulary import TOPICS
 
-HEADS = {"Repeat": "repeat", "List": "lookup", "Passage": "passages", "Drill": "drill", "Question": "reasoning"}
+HEADS = {
+    "Repeat:": "repeat",
+    "List:": "lookup",
+    "Passage:": "passages",
+    "Drill:": "drill",
+    "Sort:": "sort",
+    "Question:": "reasoning",
+    "Input:": "in_context",
+    "History of": "personalisation",
+    "Document 1": "study",
+    "Section 1": "documents",
+    "User:": "conversation",
+}
 
 
 def task_of(document):
-    return HEADS[document[0].text.split(":")[0]]
+    text = document_text(document)
+    known = [task for head, task in HEADS.items() if text.startswith(head)]
+    return known[0] if known else "system" if "User: " in text else "dialogue"
 
 
 def test_every_answer_is_in_its_passage():
@@ -48,6 +64,17 @@ def test_lookup_answers_agree_with_the_list():
         assert all(f"{key}{value};" in pairs for key, value in asked)
 
 
+def test_sorted_words_have_the_label_of_their_kind():
+    for seed in range(100):
+        labels = {}
+        for before, label in pairwise(sort(random.Random(seed))):
+            if label.text != ";" and before.text.endswith(":") and before.text != "Sort:":
+                kind = next(i for i, words in enumerate(TOPICS) if before.text.strip(" :") in words)
+                assert (label.kind == "answer") == (kind in labels)
+                assert labels.setdefault(kind, label.text) == label.text
+        assert 1 <= len(labels) <= 6
+
+
 def test_repeat_repeats():
     for seed in range(50):
         head, *again = repeat(random.Random(seed))
@@ -65,37 +92,48 @@ def test_equations_are_right_and_within_two_digits():
 
 
 def test_schedule_is_interpolated():
-    assert row_at(0.0).weights == SCHEDULE[0].weights
-    assert row_at(1.0).weights == SCHEDULE[-1].weights
+    assert row_at(0.0).families == SCHEDULE[0].families
+    assert row_at(1.0).families == SCHEDULE[-1].families
     assert row_at(-1) == row_at(0)
     assert row_at(2) == row_at(1)
     low, high = SCHEDULE[5], SCHEDULE[6]
     middle = row_at((low.progress + high.progress) / 2)
     assert middle.facts == pytest.approx((low.facts + high.facts) / 2)
-    assert middle.weights[2] == pytest.approx((low.weights[2] + high.weights[2]) / 2)
+    assert middle.families[1] == pytest.approx((low.families[1] + high.families[1]) / 2)
+    assert middle.helpers[2] == pytest.approx((low.helpers[2] + high.helpers[2]) / 2)
+    assert middle.tokens == pytest.approx((low.tokens + high.tokens) / 2)
 
 
 def test_schedule_starts_with_recall_and_ends_with_reasoning():
     mixture = Mixture()
     seen = {
-        p: Counter(task_of(mixture.document(rng_for("t", "train", 0, i), p)) for i in range(400)) for p in (0, 0.1, 1)
+        p: Counter(task_of(mixture.document(rng_for("t", "train", 0, i), p)) for i in range(400)) for p in (0, 0.06, 0.3, 1)
     }
     assert set(seen[0]) == {"repeat"}
-    assert set(seen[0.1]) == {"repeat", "lookup", "passages"}
-    assert seen[1]["reasoning"] > 0.5 * 400
-    assert set(HEADS.values()) == set(TASKS)
+    assert set(seen[0.06]) == {"repeat", "lookup", "passages", "conversation"}
+    assert seen[1]["reasoning"] > 0.35 * 400
+    assert {*HELPERS, *FAMILIES} - {"repeat"} <= set(seen[0.3])
+
+
+def test_a_share_is_laid_out_as_conversations():
+    documents = [Mixture().document(rng_for("t", "train", 2, i), 0.9) for i in range(600)]
+    texts = [document_text(document) for document in documents]
+    talks = [text for text in texts if "User: " in text]
+    assert abs(len(talks) / len(texts) - CHAT) < 0.05
+    assert all(text.endswith(f"{EOS}\n") for text in talks)
+    assert sum("<think>" in text for text in talks) > 20
 
 
 def test_mixture_uses_the_train_split_only():
-    mixture = Mixture()
     owned = 0
     for index in range(300):
-        document = mixture.document(rng_for("t", "train", 1, index), 0.9)
-        head = document[0].text
-        if head.startswith("Question: "):
-            owned += split_of(head.removeprefix("Question: ").removesuffix("\nSolution:\n")) == "train"
-        elif head.startswith("Passage: "):
-            owned += split_of(head.removeprefix("Passage: ")) == "train"
+        document = Mixture().document(rng_for("t", "train", 1, index), 0.9)
+        text = document_text(document)
+        if text.startswith("Question: "):
+            statements = text.removeprefix("Question: ").split(" How many ")[0]
+            owned += split_of(statements) == "train"
+        elif text.startswith("Passage: "):
+            owned += split_of(text.removeprefix("Passage: ").split("\nQuestion: ")[0]) == "train"
         else:
             owned += 1
     assert owned == 300
@@ -104,4 +142,4 @@ def test_mixture_uses_the_train_split_only():
 def test_mixture_is_pinned():
     mixture = Mixture()
     text = "\n\n".join(document_text(mixture.document(rng_for("pin", "train", 42, i), i / 100)) for i in range(100))
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "acfd2752d427eb53"
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "4bb13f69550d7173"

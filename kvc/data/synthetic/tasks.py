@@ -55,6 +55,11 @@ def first_line(completion: str, example: Example) -> bool:
     return line.removesuffix(".") == example.gold.removesuffix(".")
 
 
+def first_word(completion: str, example: Example) -> bool:
+    """The first word, for answers within a sentence."""
+    return completion.replace(".", " ").split()[:1] == [example.gold]
+
+
 def _levels(*sizes: Range) -> tuple[Level, ...]:
     return tuple(Level(str(low) if low == high else f"{low}-{high}", (low, high)) for low, high in sizes)
 
@@ -86,7 +91,7 @@ TASKS = {
             "tokens",
             _levels((512, 1024), (1025, 2048), (2049, 4000)),
             lambda rng, level: sample_document(rng, level.size),
-            first_line,
+            first_word,
         ),
         Task(
             "in_context",
