@@ -37,7 +37,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "data" / "tiny-lm")
     config = LlamaConfig(
-        vocab_size=1280,
+        vocab_size=1536,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

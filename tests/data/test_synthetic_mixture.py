@@ -107,7 +107,8 @@ def test_schedule_is_interpolated():
 def test_schedule_starts_with_recall_and_ends_with_reasoning():
     mixture = Mixture()
     seen = {
-        p: Counter(task_of(mixture.document(rng_for("t", "train", 0, i), p)) for i in range(400)) for p in (0, 0.06, 0.3, 1)
+        p: Counter(task_of(mixture.document(rng_for("t", "train", 0, i), p)) for i in range(400))
+        for p in (0, 0.06, 0.3, 1)
     }
     assert set(seen[0]) == {"repeat"}
     assert set(seen[0.06]) == {"repeat", "lookup", "passages", "conversation"}

@@ -49,7 +49,9 @@ def tokenizer():
 
 
 def test_generation_is_pinned():
-    text = "\n\n".join(document_text(plain(item)) for task, level in LEVELS for item in items(task, level, 5, "val", 42))
+    text = "\n\n".join(
+        document_text(plain(item)) for task, level in LEVELS for item in items(task, level, 5, "val", 42)
+    )
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "97c425f9daa2b902"
 
 
@@ -57,7 +59,11 @@ def test_generation_is_pinned():
 def test_the_same_keys_give_the_same_item_and_other_keys_another(task, level):
     reference = example(task, "train", 1, 1, level)
     assert reference == example(task, "train", 1, 1, level)
-    others = [example(task, "test", 1, 1, level), example(task, "train", 2, 1, level), example(task, "train", 1, 2, level)]
+    others = [
+        example(task, "test", 1, 1, level),
+        example(task, "train", 2, 1, level),
+        example(task, "train", 1, 2, level),
+    ]
     assert all(other != reference for other in others)
 
 
@@ -178,12 +184,16 @@ def test_dialogue_refers_back_to_what_was_told():
         for item in items("dialogue", level):
             speaker = item.turns[0].query.removesuffix(":")
             lines = [document_text(list(chunk)) for chunk in item.chunks]
-            facts = re.findall(r"(you|I) told (?:you|me) that ((?:\w+ )+)(\w+)", item.gold[0].lower().replace("i", "I") + item.gold[1:])
+            facts = re.findall(
+                r"(you|I) told (?:you|me) that ((?:\w+ )+)(\w+)", item.gold[0].lower().replace("i", "I") + item.gold[1:]
+            )
             assert facts
             for who, claim, value in facts:
                 mine = who == "I"
                 trait = next(t for t in TRAITS if (t.me if mine else t.you) == claim.strip())
-                told = [line for line in lines if f"{trait.me[1:]} {value}" in line and line.startswith(speaker) == mine]
+                told = [
+                    line for line in lines if f"{trait.me[1:]} {value}" in line and line.startswith(speaker) == mine
+                ]
                 assert told
 
 
@@ -256,7 +266,7 @@ def test_a_replaced_number_is_no_longer_needed():
     text = document_text(plain(item))
     end = len(text)
     assert any(life.until < end for life in item.lifetimes if life.start > len(item.prompt))
-    assert [text[:stop].rsplit(" ", 1)[1] for stop in item.steps] == [text[: s].split()[-1] for s in item.steps]
+    assert [text[:stop].rsplit(" ", 1)[1] for stop in item.steps] == [text[:s].split()[-1] for s in item.steps]
     assert len(item.steps) == text.count(" = ")
 
 

@@ -53,9 +53,7 @@ class _Talk:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.people = rng.sample(NAMES, 2)
-        self.values = {
-            (person, trait.me): rng.choice(trait.values) for person in self.people for trait in TRAITS
-        }
+        self.values = {(person, trait.me): rng.choice(trait.values) for person in self.people for trait in TRAITS}
         self.told: list[tuple[str, Trait]] = []
         self.asked: Trait | None = None
 
@@ -63,7 +61,7 @@ class _Talk:
         return self.people[1 - self.people.index(speaker)]
 
     def recall(self, speaker: str, facts: list[tuple[str, Trait]]) -> list[Segment]:
-        """`You told me that you live in Paris, and I told you that ...`"""
+        """`You told me that you live in Paris, and I told you that ...`."""
         segments = []
         for number, (person, trait) in enumerate(facts):
             mine = person == speaker

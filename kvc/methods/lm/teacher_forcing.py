@@ -5,6 +5,7 @@ are cached, and for each arm the tokens after it are read again with a 4-D atten
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -188,9 +189,7 @@ def _read_context(model: Any, layout: Layout) -> Any:
     return cache
 
 
-def _score_arm(
-    model: Any, rows: Sequence[Row], view: View, layout: Layout, cache: Any, rule: Rule
-) -> list[Score]:
+def _score_arm(model: Any, rows: Sequence[Row], view: View, layout: Layout, cache: Any, rule: Rule) -> list[Score]:
     n = layout.context
     visible = rule(view) & view.seen
     # A padded query sees itself, or its softmax would be over nothing.
@@ -208,27 +207,24 @@ def _score_arm(
     nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu()
     hit = (logits.argmax(-1) == targets).cpu()
     share = (visible.sum(-1) / view.seen.sum(-1).clamp(min=1)).cpu()
-    scores = []
-    for number, row in enumerate(rows):
-        stop = len(row.ids)
-        # Column j of the logits predicts token context + 1 + j of the row.
-        first = row.context + 1
-        answer = torch.tensor(row.answer[first:stop])
-        graded = torch.tensor(row.graded[first:stop])
-        right = hit[number, : stop - first]
-        wrong = (graded & ~right).cumsum(0)
-        ends = [0, *(end - first for end in row.steps)]
-        errors = [int(wrong[end - 1]) if end > 0 else 0 for end in ends]
-        scores.append(
-            Score(
-                exact=int(wrong[-1]) == 0,
-                right=int((graded & right).sum()),
-                graded=int(graded.sum()),
-                steps_right=sum(a == b for a, b in zip(errors, errors[1:])),
-                steps=len(row.steps),
-                nll=float(nll[number, : stop - first][answer].sum()),
-                tokens=int(answer.sum()),
-                kept=float(share[number, : stop - first][answer].mean()),
-            )
-        )
-    return scores
+    return [_outcome(row, hit[i], nll[i], share[i]) for i, row in enumerate(rows)]
+
+
+def _outcome(row: Row, hit: Tensor, nll: Tensor, share: Tensor) -> Score:
+    """The score of one row from its predictions: entry j of each tensor is about token `row.context + 1 + j`."""
+    first = row.context + 1
+    count = len(row.ids) - first
+    answer, graded = torch.tensor(row.answer[first:]), torch.tensor(row.graded[first:])
+    hit, nll, share = hit[:count], nll[:count], share[:count]
+    errors = [0, *(graded & ~hit).cumsum(0).tolist()]  # before each token, and after the last
+    steps = [errors[max(end - first, 0)] for end in (0, *row.steps)]
+    return Score(
+        exact=errors[-1] == 0,
+        right=int((graded & hit).sum()),
+        graded=int(graded.sum()),
+        steps_right=sum(before == after for before, after in pairwise(steps)),
+        steps=len(row.steps),
+        nll=float(nll[answer].sum()),
+        tokens=int(answer.sum()),
+        kept=float(share[answer].mean()),
+    )
