@@ -5,9 +5,9 @@ from the earlier turns; the last turn, which is graded, always refers back to tw
 
 Examples (the first is shown whole; of the others the first lines):
 
-    Emma: I live in Paris.                   Karl: Hello, Ida.                 Noah: I am 34 years old.
-    Karl: Oh, really? I work as a cook.      Ida: What is your job?            Tina: My sport is golf.
-    Emma: That is good to hear.              Karl: I work as a baker.          Noah: You told me that your sport is golf.
+    Emma: I live in Paris.             Karl: I see.                     Noah: My age is 34.
+    Karl: I work as a cook.            Ida: What is your job?           Tina: How old are you?
+    Emma: That is good to hear.        Karl: I work as a baker.         Noah: As I said, my age is 34.
     Karl: You told me that you live in Paris, and I told you that I work as a cook.
 """
 
@@ -61,7 +61,7 @@ class _Talk:
         return self.people[1 - self.people.index(speaker)]
 
     def recall(self, speaker: str, facts: list[tuple[str, Trait]]) -> list[Segment]:
-        """`You told me that you live in Paris, and I told you that ...`."""
+        """The sentence `You told me that you live in Paris, and I told you that ...`."""
         segments = []
         for number, (person, trait) in enumerate(facts):
             mine = person == speaker

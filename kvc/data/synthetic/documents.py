@@ -51,9 +51,8 @@ def _facts(rng: random.Random) -> list[Fact]:
 
 def _reminder(fact: Fact) -> list[Segment]:
     before, after = fact
-    before = (
-        f"t{before[1:]}" if before.startswith("The ") else f"y{before[1:]}" if before.startswith("You ") else before
-    )
+    if before.startswith(("The ", "You ")):  # names keep their capital
+        before = before[0].lower() + before[1:]
     value, rest = re.fullmatch(r"( \w+)(.*)", after).groups()  # type: ignore[union-attr]
     return [
         Segment(f" Remember that {before}", "context"),

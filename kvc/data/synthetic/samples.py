@@ -1,8 +1,8 @@
 """Writes a few items of every task as JSONL: `python -m kvc.data.synthetic.samples FOLDER`.
 
-One object per line: `task`, `level`, `context` (a list of texts, in the order of time), `query`, `lead` (how the answer
-is announced), `answer`, and `choices` where the query shows them. `context`, `query`, `lead` and `answer`, one after the
-other, are the text that a model reads.
+One object per line: `task`, `level`, `context` (a list of texts, in the order of time), `query`, `lead` (how the
+answer is announced), `answer`, and `choices` where the query shows them. `context`, `query`, `lead` and `answer`, one
+after the other, are the text that a model reads.
 """
 
 import argparse

@@ -30,7 +30,8 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n' }}"
     "{% else %}{{ 'Assistant:\\n' + message['content'] + eos_token + '\\n' }}{% endif %}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}{% endif %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}"
+    "{% if enable_thinking %}{{ '<think>\\n' }}{% endif %}{% endif %}"
 )
 
 

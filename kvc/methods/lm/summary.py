@@ -52,7 +52,7 @@ def _measure(scores: Sequence[dict[str, Any] | None], weights: np.ndarray) -> Me
     """Each metric with its value and its bootstrap replicates; items without a score (an empty shortcut) miss."""
     n = len(scores)
     exact = np.array([bool(score and score["exact"]) for score in scores], dtype=float)
-    measured = {"exact_match": (bootstrap_mean(exact, 0), weights @ exact / n)}
+    measured = {"exact_match": (bootstrap_mean(exact.tolist(), 0), weights @ exact / n)}
     if any(score is None or "nll" not in score for score in scores):
         return measured
     columns = {key: np.array([score[key] for score in scores if score], dtype=float) for key in scores[0] or {}}
