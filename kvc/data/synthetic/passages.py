@@ -1,8 +1,23 @@
-"""Passages of facts with extractive questions, in the manner of SQuAD.
+r"""Passages of facts with extractive questions, in the manner of SQuAD.
 
 Few relations and many entities per passage: with many relations, "a value of the right type" is nearly always the
 answer and looks like reading. Every statement puts the value after the entity, and no two kinds of values share a
-first word, so that an answer can be found by recalling what followed the entity.
+first word, so that an answer can be found by recalling what followed the entity. In a variant the passage does not
+say it of the entity that is asked about, and the answer is `unknown`.
+
+Examples (the last one is unanswerable):
+
+    Passage: Emma lives in Paris. The home of Karl is in Rome. Noah lives in Rome. The lamp is in the hall.
+    Question: Where does Karl live?
+    Answer: Rome
+
+    Passage: The bell is painted red. The color of the map is gold. Ida is 34 years old. The ring is painted red.
+    Question: What is the color of the map?
+    Answer: gold
+
+    Passage: Ben works as a cook. The job of Lucy is nurse. Oscar works as a pilot. Tina works as a cook.
+    Question: What is the job of Peter?
+    Answer: unknown
 """
 
 import random

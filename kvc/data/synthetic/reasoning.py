@@ -1,8 +1,25 @@
-"""Word problems whose solutions restate, compute and bind a result at every step.
+r"""Word problems whose solutions restate, compute and bind a result at every step.
 
 The layout of a solution is random, so that a line break says little about where a step ends: several steps may share
 a line, one step may span three lines, and some finished sentences (a restatement, a reminder, a plan) end no step.
-`layout.py` holds that part; here are the people, their numbers and the questions.
+`layout.py` holds that part; here are the people, their numbers and the questions. A step starts from the number of a
+person chosen uniformly, so results from far back are used again.
+
+Examples (the first is shown whole, markers included; of the others the questions):
+
+    Question: Frank starts with 23 buttons. Leo got 3 times as many buttons as Frank. Leo loses 4 buttons. How many
+    buttons does Leo have at the end?
+    Solution:
+    Leo got 3 times as many buttons as Frank: 23 * 3 = 69, so Leo has 69 buttons. Leo loses 4 buttons:
+    69 - 4 = 65,
+    so Leo has 65 buttons. <COMP>
+    #### 65
+
+    Question: Ida starts with 8 coins. Ben starts with 30 coins. Ida finds 5 coins. How many coins does Ben have at
+    the end?
+
+    Question: Nina starts with 23 pens. Laura got 9 fewer pens than Nina. Nina finds 6 pens. How many pens do Laura
+    and Nina have together?
 """
 
 import random

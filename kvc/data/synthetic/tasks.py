@@ -33,14 +33,15 @@ class Task(NamedTuple):
         unit: What the sizes of its levels count.
         levels: From easy to hard.
         draw: Draws an item of a size; `Level` tells variants apart by name.
-        grade: Whether a completion of the prompt is right.
+        grade: Whether a completion of the prompt is right; None where many are (a dialogue goes on freely), so that
+            only the likelihood of the gold answer tells.
     """
 
     name: str
     unit: str
     levels: tuple[Level, ...]
     draw: Callable[[random.Random, Level], Example]
-    grade: Callable[[str, Example], bool]
+    grade: Callable[[str, Example], bool] | None
 
 
 def final_number(completion: str, example: Example) -> bool:
@@ -105,7 +106,7 @@ TASKS = {
             "turns",
             _levels((2, 4), (5, 8), (9, 12)),
             lambda rng, level: sample_dialogue(rng, level.size),
-            first_line,
+            None,
         ),
         Task(
             "personalisation",

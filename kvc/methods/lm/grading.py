@@ -20,18 +20,20 @@ def grade(model: Any, tokenizer: Any, items: Sequence[Any], max_new_tokens: int)
     Args:
         model: Causal LM.
         tokenizer: Its tokenizer.
-        items: With `id`, `task`, `group` and `example`.
+        items: With `id`, `task`, `group` and `example`; those whose task has no grader are left out.
         max_new_tokens: Limit for reasoning; other answers are short.
     """
     was_training = model.training
     model.eval()
     records = []
     for reasoning in (True, False):
-        part = [item for item in items if (item.task == "reasoning") == reasoning]
+        part = [item for item in items if (item.task == "reasoning") == reasoning and TASKS[item.task].grade]
         limit = max_new_tokens if reasoning else min(SHORT_ANSWER, max_new_tokens)
         completions = complete(model, tokenizer, [item.example.prompt for item in part], limit)
         for item, text in zip(part, completions):
-            right = TASKS[item.task].grade(text, item.example)
+            grade_answer = TASKS[item.task].grade
+            assert grade_answer is not None
+            right = grade_answer(text, item.example)
             records.append(
                 {"id": item.id, "group": item.group, "completion": text, "gold": item.example.gold, "correct": right}
             )

@@ -68,7 +68,8 @@ class TaskReport(Evaluation):
         if self.greedy:
             graded = {r["id"]: r for r in grade(self.backbone, self.tokenizer, items, self.max_new_tokens)}
             for record in records:
-                record |= {key: graded[record["id"]][key] for key in ("completion", "correct")}
+                answer = graded.get(record["id"], {})
+                record |= {key: answer[key] for key in ("completion", "correct") if key in answer}
         return records
 
     def summarize(self, records: Sequence[Record]) -> Summary:
