@@ -4,6 +4,7 @@ The gold answer is given token by token (teacher forcing). The context is read o
 are cached, and for each arm the tokens after it are read again with a 4-D attention mask.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from kvc.data.synthetic.example import Example, plain
 from kvc.data.tokens import tokenize
 from kvc.methods.lm.arms import ARMS, ORACLE_ARMS, Rule, View
 
-PADDED_TOKENS = 16_384  # of one batch
+PADDED_TOKENS = 4096  # of one batch: long rows go alone, without padding, where attention is fastest
 COINS = 0xC0145  # keeps the draws of random eviction apart from others
 
 
@@ -76,7 +77,7 @@ def encode(tokenizer: Any, example: Example) -> Row:
 
     def index(character: int) -> int:
         """Number of tokens that end at or before a character."""
-        return sum(end <= character for end in ends)
+        return bisect_right(ends, character)
 
     answer = [end > start for end in ends]
     hard = "result" if "result" in tokens.kinds else "answer"
@@ -204,7 +205,7 @@ def _score_arm(model: Any, rows: Sequence[Row], view: View, layout: Layout, cach
     cache.crop(n - layout.ids.shape[1])
     logits = model.get_output_embeddings()(hidden[:, :-1]).float()
     targets = layout.ids[:, n + 1 :]
-    nll = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none").cpu()
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).cpu()
     hit = (logits.argmax(-1) == targets).cpu()
     share = (visible.sum(-1) / view.seen.sum(-1).clamp(min=1)).cpu()
     return [_outcome(row, hit[i], nll[i], share[i]) for i, row in enumerate(rows)]
