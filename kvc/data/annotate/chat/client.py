@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from kvc.data.annotate.chat.endpoint import Endpoint
-from kvc.data.annotate.chat.problem import Problem, problem_of, server_message
+from kvc.data.annotate.chat.problem import NEWER_LIMIT, Problem, problem_of, server_message
 from kvc.data.annotate.chat.prompt import SCHEMA, messages
 from kvc.data.annotate.chat.reply import Reply, read_reply
 from kvc.data.annotate.chat.retry import Retry
@@ -94,42 +94,37 @@ class ChatClient:
         """
         requests = attempt = 0
         while True:
-            await self._pause()
-            structured, limit = self.structured, self._limit
             requests += 1
-            result = await self._one_by_one(question, structured, limit)
+            result = await self._in_turn(question)
             if isinstance(result, Reply):
                 return result, requests
-            if result.action == "plain" and structured:
-                self.structured = False
-                continue
-            if result.action == "limit" and limit == "max_tokens":
-                self._limit = "max_completion_tokens"
+            if result.action in {"plain", "limit"}:
                 continue
             attempt += 1
             if result.action != "again" or attempt >= self.retry.attempts:
                 raise RequestFailedError(result.reason, result.message, requests)
-            self._open_at = max(self._open_at, _now() + result.wait)
             await asyncio.sleep(self.retry.delay(attempt, result.wait))
 
-    async def _pause(self) -> None:
-        """Wait until nobody has been asked to wait any more."""
-        while (left := self._open_at - _now()) > 0:
-            await asyncio.sleep(left)
+    async def _in_turn(self, question: str) -> Reply | Problem:
+        """One request, when it may be made.
 
-    async def _one_by_one(self, question: str, structured: bool, limit: str) -> Reply | Problem:
-        """The very first request goes alone, so that a bad key or a bad address costs one request and not many."""
+        The very first goes alone, so that a bad key costs one request and not many. Later ones wait until nobody has
+        been asked to wait any more.
+        """
         if not self._met:
             async with self._first:
                 if not self._met:
-                    result = await self._request(question, structured, limit)
+                    result = await self._request(question)
                     self._met = True
                     return result
-        return await self._request(question, structured, limit)
+        while (left := self._open_at - _now()) > 0:
+            await asyncio.sleep(left)
+        return await self._request(question)
 
-    async def _request(self, question: str, structured: bool, limit: str) -> Reply | Problem:
+    async def _request(self, question: str) -> Reply | Problem:
         if self._stopped is not None:
             raise self._stopped
+        structured, limit = self.structured, self._limit
         try:
             async with asyncio.timeout(self.timeout):
                 body = await self._post(question, structured, limit)
@@ -146,7 +141,7 @@ class ChatClient:
             message = f"{self.endpoint.base_url} sends no chat completion" + (f": {said}" if said else "")
             problem = Problem("again", "bad_response", message)
         self._stop_if_hopeless(problem)
-        return problem
+        return self._adapt(problem, structured, limit)
 
     async def _post(self, question: str, structured: bool, limit: str) -> Any:
         """The decoded body; None if it is no JSON."""
@@ -162,8 +157,19 @@ class ChatClient:
         try:
             # No server has a reason to repeat the key, but what it sends ends up in files.
             return json.loads(self.endpoint.redact(response.http_response.text))
-        except (json.JSONDecodeError, RecursionError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             return None
+
+    def _adapt(self, problem: Problem, structured: bool, limit: str) -> Problem:
+        """Ask differently from now on, if that may help and was not tried with this request; else it failed."""
+        self._open_at = max(self._open_at, _now() + problem.wait)
+        if problem.action == "plain" and structured:
+            self.structured = False
+        elif problem.action == "limit" and limit != NEWER_LIMIT:
+            self._limit = NEWER_LIMIT
+        elif problem.action in {"plain", "limit"}:
+            return replace(problem, action="fail")
+        return problem
 
     def _stop_if_hopeless(self, problem: Problem) -> None:
         message = ""

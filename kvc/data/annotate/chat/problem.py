@@ -8,7 +8,7 @@ from kvc.data.annotate.chat.endpoint import KEY_VARIABLE, Endpoint
 from kvc.data.annotate.chat.retry import is_retried, retry_after
 
 _FORMAT = re.compile(r"response_format|json_?\s?schema|structured[ _]output|guided|grammar", re.IGNORECASE)
-_NEWER_LIMIT = "max_completion_tokens"
+NEWER_LIMIT = "max_completion_tokens"
 _UNKNOWN_PARAMETER = frozenset({400, 422})
 
 
@@ -85,7 +85,7 @@ def _of_status(error: Any, endpoint: Endpoint) -> Problem:
         return Problem("stop", reason, message)
     if is_retried(status):
         return Problem("again", reason, message, wait=retry_after(error.response.headers))
-    if status in _UNKNOWN_PARAMETER and _NEWER_LIMIT in text:
+    if status in _UNKNOWN_PARAMETER and NEWER_LIMIT in text:
         return Problem("limit", reason, message)
     if status in _UNKNOWN_PARAMETER and _FORMAT.search(f"{text} {getattr(error, 'param', '')}"):
         return Problem("plain", reason, message)
