@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 SYNTHETIC = "synthetic:reasoning"
 DEFAULT_SYNTHETIC = 1000
 EPILOG = """\
-input: a local file or hub:owner/name whose rows are traces (question, reasoning_with_compression, answer,
-original_reasoning) or in the layout of GSM8K (question, answer that ends in '#### N'); or synthetic:reasoning.
+input: a local file, hub:owner/name or hub:owner/name:config, whose rows are traces (question,
+reasoning_with_compression, answer, original_reasoning) or in the layout of GSM8K (question, answer that ends in
+'#### N'); or synthetic:reasoning.
 
 annotators:
   rules      marks the end of each finished calculation, conclusion or stated fact; works without a network,
@@ -35,9 +36,9 @@ annotators:
 
 examples:
   python -m kvc annotate --annotator rules --input gsm8k.jsonl --output traces.jsonl
-  python -m kvc annotate --annotator rules --input hub:openai/gsm8k --num_samples 1000 --output traces.jsonl
+  python -m kvc annotate --annotator rules --input hub:openai/gsm8k:main --num_samples 1000 --output traces.jsonl
   python -m kvc annotate --annotator synthetic --input synthetic:reasoning --num_samples 500 --output traces.jsonl
-  python -m kvc annotate --annotator openai --input hub:openai/gsm8k --num_samples 1000 --output traces.jsonl
+  python -m kvc annotate --annotator openai --input hub:openai/gsm8k:main --num_samples 1000 --output traces.jsonl
   python -m kvc annotate --annotator openai --input gsm8k.jsonl --num_samples 100 --output traces.jsonl \\
       --base_url http://localhost:8000/v1 --model Qwen/Qwen3-8B --concurrency 32
   python -m kvc annotate --analyze_only traces.jsonl

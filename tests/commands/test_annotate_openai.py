@@ -115,7 +115,7 @@ def test_the_order_of_replies_does_not_matter(tmp_path, serve, run) -> None:
 def test_concurrency_is_bounded_and_used(tmp_path, serve, run) -> None:
     server = serve(lambda text, nth, body: Answer(right(text), delay=0.05))
     assert run(server, "--concurrency", "3", number=12) == 0
-    assert server.peak == 3
+    assert 1 < server.peak <= 3
 
 
 def test_a_larger_number_adds_to_what_is_there(tmp_path, serve, run, capsys) -> None:
@@ -429,8 +429,12 @@ def test_a_failed_start_keeps_what_overwrite_would_replace(tmp_path, serve, run,
 
 
 def test_options_without_effect_warn(tmp_path, run) -> None:
-    with pytest.warns(UserWarning, match="--model has no effect with --annotator rules"):
+    with pytest.warns(UserWarning, match="has no effect") as warned:
         assert run("http://x", "--annotator", "rules", "--model", "m", number=2) == 0
+    said = sorted(str(warning.message) for warning in warned)
+    assert said == [
+        f"--{name} has no effect with --annotator rules" for name in ("backoff", "base_url", "model", "timeout")
+    ]
 
 
 # ---------------------------------------------------------------------------------- the key
@@ -448,11 +452,13 @@ def test_the_key_is_sent_and_appears_nowhere(tmp_path, serve, run, capsys, caplo
         return Answer(f"The key {KEY} says: 3 + 4. <COMP>\n#### 1" if "9" in text else right(text))
 
     server = serve(behave)
-    assert run(server, number=9) == 0
+    assert run(server, number=None) == 0
     assert {headers["authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
     captured = capsys.readouterr()
     texts = [captured.out, captured.err, caplog.text, *(path.read_text() for path in tmp_path.iterdir())]
-    assert "[key]" in (tmp_path / "out.jsonl.journal.jsonl").read_text()
+    journal = (tmp_path / "out.jsonl.journal.jsonl").read_text()
+    assert "[key] must not ask this" in journal
+    assert "The key [key] says" in journal
     assert [KEY in text for text in texts] == [False] * len(texts)
     assert KEY not in repr(Endpoint("u", KEY))
 

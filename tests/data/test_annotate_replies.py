@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from kvc.data.annotate.base import read_gold
 from kvc.data.annotate.chat.endpoint import Endpoint, endpoint
 from kvc.data.annotate.chat.outcome import Outcome
 from kvc.data.annotate.chat.progress import CollectionProgress
@@ -178,3 +179,16 @@ def test_without_a_terminal_there_are_ten_lines() -> None:
     lines = log.getvalue().splitlines()
     assert [line.split(" valid")[0] for line in lines if line] == [f"{n} of 40" for n in range(4, 41, 4)]
     assert "cost unknown" in lines[0]
+
+
+def test_a_hub_source_may_name_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> list[dict[str, str]]:
+        asked.append((name, config, split))
+        return [{"question": "q", "answer": "#### 2"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert [gold.answer for gold in read_gold("hub:openai/gsm8k:main", "test")] == ["2"]
+    assert [gold.source for gold in read_gold("hub:me/mine")] == ["hub:me/mine"]
+    assert asked == [("openai/gsm8k", "main", "test"), ("me/mine", None, "train")]
