@@ -138,3 +138,10 @@ class ChatServer:
         if answer.drop:
             handler.connection.shutdown(socket.SHUT_RDWR)
             handler.close_connection = True
+
+
+def one_sentence(captured: str) -> str:
+    """What was written to standard error, which must be the one line of a user error."""
+    assert captured.startswith("kvc: error: ")
+    assert captured.count("\n") == 1
+    return captured

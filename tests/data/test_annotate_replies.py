@@ -2,8 +2,10 @@
 
 import io
 import json
+import sys
 from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,7 +190,7 @@ def test_a_hub_source_may_name_a_configuration(monkeypatch: pytest.MonkeyPatch) 
         asked.append((name, config, split))
         return [{"question": "q", "answer": "#### 2"}]
 
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert [gold.answer for gold in read_gold("hub:openai/gsm8k:main", "test")] == ["2"]
     assert [gold.source for gold in read_gold("hub:me/mine")] == ["hub:me/mine"]
     assert asked == [("openai/gsm8k", "main", "test"), ("me/mine", None, "train")]
