@@ -191,13 +191,18 @@ def read_traces(path: str | Path) -> list[Trace]:
 def hub_records(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a Hub dataset, without remote code; offline it must be in the local cache.
 
+    Args:
+        name: `owner/name`, or `owner/name:config` where a dataset has several configurations.
+        split: The split.
+
     Raises:
         UserError: The dataset cannot be loaded.
     """
     import datasets
 
+    repository, _, config = name.partition(":")
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(repository, config or None, split=split)
     except Exception as error:  # the library raises a dozen kinds, all of which mean: not available
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"{HUB}{name}: cannot load split {split!r}: {reason}") from None
@@ -209,7 +214,7 @@ def load_traces(source: str, split: str = "train") -> list[Trace]:
     """Traces from a local file or, as `hub:owner/name`, from the Hugging Face Hub.
 
     Args:
-        source: Path or `hub:owner/name`.
+        source: Path, `hub:owner/name` or `hub:owner/name:config`.
         split: Split of a Hub dataset; a file has none.
 
     Raises:

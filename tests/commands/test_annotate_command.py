@@ -77,7 +77,7 @@ def test_bad_arguments_give_one_sentence(arguments, message, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [["--num_samples", "0"], ["--annotator", "openai"]])
+@pytest.mark.parametrize("arguments", [["--num_samples", "0"], ["--annotator", "magic"]])
 def test_argparse_errors_give_one_sentence(arguments):
     with pytest.raises(UserError, match=arguments[0]):
         main(arguments)

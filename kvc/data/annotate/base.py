@@ -20,7 +20,7 @@ class Gold(NamedTuple):
 
 
 class Annotator(Protocol):
-    """Puts markers into a solution."""
+    """Puts markers into a solution: `RulesAnnotator` into the gold one, `OpenAIAnnotator` into a model's own."""
 
     name: str
 
