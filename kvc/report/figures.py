@@ -1,0 +1,165 @@
+"""The plots of a comparison: quality against cost with the Pareto front, and learning curves."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from kvc.report.cost import Point, axis_label, quality_label
+from kvc.report.marks import ARM, INK, MARKERS, Mark, short, style
+from kvc.report.pareto import front
+from kvc.report.table import Number, lower_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT, LINE = 5.4, 3.3, 0.165  # inches; LINE: one row of the legend
+LOG_FROM = 30.0  # ratio of the largest to the smallest cost from which the axis is logarithmic
+FAR = 1.5  # arms without a cost are drawn while they lie within this many spans of the points
+FRONT = "Pareto front"
+DASHES = ("--", ":", "-.", (0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
+
+
+def draw_quality(points: Sequence[Point], marks: Mapping[str, Mark], quality: str, cost: str) -> "Figure":
+    """One metric against one cost, with 95 % intervals and the Pareto front.
+
+    Runs are filled and coloured, arms grey and hollow. An arm that has no such cost is a horizontal line.
+
+    Args:
+        points: At least one with a cost.
+        marks: How each run is drawn.
+        quality: Metric on the vertical axis.
+        cost: Metric or fact on the horizontal axis.
+    """
+    placed = [point for point in points if point.cost is not None]
+    assert placed, f"no point of {quality} has {cost}"
+    with style():
+        figure, axes = _figure()
+        best = [placed[i] for i in front_of(placed, quality)]
+        arms = list(dict.fromkeys(point.arm for point in points if point.arm))
+        _draw_front(axes, best)
+        for point in placed:
+            _draw_point(axes, point, marks[point.run], arms, point in best)
+        _draw_levels(axes, [point for point in points if point.cost is None], arms)
+        _scale_cost(axes, [point.cost["value"] for point in placed if point.cost], cost)
+        axes.set(xlabel=axis_label(cost), ylabel=quality_label(quality))
+        _legend(figure, axes)
+    return figure
+
+
+def front_of(points: Sequence[Point], quality: str) -> list[int]:
+    """Indices of the points on the Pareto front; those without a cost are never on it."""
+    costs = [point.cost["value"] if point.cost else float("nan") for point in points]
+    return front(costs, [point.quality["value"] for point in points], lower_is_better(quality))
+
+
+def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]], marks: Mapping[str, Mark], tag: str) -> "Figure":
+    """One metric over the steps of training, one line a run.
+
+    Args:
+        curves: Label of a run to its (step, value) pairs.
+        marks: How each run is drawn.
+        tag: Name of the metric.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    with style():
+        figure, axes = _figure()
+        for run, values in curves.items():
+            steps, numbers = zip(*values)
+            mark = marks[run]
+            often: dict[str, Any] = {"markevery": max(1, len(steps) // 8), "ms": 4.5, "lw": 1.5}
+            axes.plot(steps, numbers, marker=mark.marker, color=mark.hex, label=short(run), **often)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set(xlabel="optimiser step", ylabel=quality_label(tag))
+        _legend(figure, axes)
+    return figure
+
+
+def _figure() -> tuple["Figure", "Axes"]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="none", layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("none")
+    return figure, axes
+
+
+def _draw_front(axes: "Axes", best: Sequence[Point]) -> None:
+    costs = [point.cost["value"] for point in best if point.cost]
+    axes.step(costs, [p.quality["value"] for p in best], where="post", color=INK, lw=1.1, alpha=0.7, label=FRONT)
+    # The staircase goes through the points; rings say which they are.
+    axes.plot(costs, [p.quality["value"] for p in best], "o", ms=13, mfc="none", mec=INK, mew=1.0, alpha=0.7)
+
+
+def _draw_point(axes: "Axes", point: Point, mark: Mark, arms: list[str], best: bool) -> None:
+    assert point.cost is not None
+    bars: dict[str, Any] = {"xerr": _bars(point.cost), "yerr": _bars(point.quality), "elinewidth": 1.1, "capsize": 2}
+    if point.arm:
+        known = {text.get_label() for text in axes.containers}
+        look: dict[str, Any] = {
+            "color": ARM,
+            "marker": list(MARKERS)[arms.index(point.arm) % len(MARKERS)],
+            "mfc": "none",
+            "ms": 6,
+        }
+        label = short(point.arm)
+        look["label"] = "_nolegend_" if label in known else label
+    else:
+        look = {"color": mark.hex, "marker": mark.marker, "ms": 6.5, "label": short(point.run)}
+    axes.errorbar(point.cost["value"], point.quality["value"], ls="none", zorder=4 if best else 3, **bars, **look)
+
+
+def _bars(number: Number) -> list[list[float]] | None:
+    """Distances from a value down and up to the ends of its interval."""
+    low, high = number.get("low"), number.get("high")
+    if low is None or high is None:
+        return None
+    # A percentile interval may lie beside its estimate.
+    return [[max(0.0, number["value"] - low)], [max(0.0, high - number["value"])]]
+
+
+def _draw_levels(axes: "Axes", points: Sequence[Point], arms: list[str]) -> None:
+    """Arms that have no cost of this kind as lines, unless they would press the points together."""
+    low, high = axes.get_ylim()
+    room = FAR * (high - low)
+    named = set()
+    for point in points:
+        value = point.quality["value"]
+        if point.arm and low - room <= value <= high + room:
+            label = "_nolegend_" if point.arm in named else short(point.arm)
+            named.add(point.arm)
+            dashes = DASHES[arms.index(point.arm) % len(DASHES)]
+            axes.axhline(value, color=ARM, lw=1.1, ls=dashes, zorder=1, label=label)
+
+
+def _scale_cost(axes: "Axes", costs: Sequence[float], cost: str) -> None:
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
+    if min(costs) > 0 and max(costs) / min(costs) >= LOG_FROM:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if max(costs) >= 10_000:
+        axes.xaxis.set_major_formatter(EngFormatter("B" if "bytes" in cost else "", sep=" " if "bytes" in cost else ""))
+    axes.margins(x=0.08, y=0.1)
+
+
+def _legend(figure: "Figure", axes: "Axes") -> None:
+    """Below the axes: inside, a point or a line would sooner or later be hidden."""
+    handles, labels = axes.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: labels[i] == FRONT)
+    longest = max(map(len, labels))
+    columns = min(len(labels), 4 if longest <= 13 else 3 if longest <= 20 else 2 if longest <= 32 else 1)
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(HEIGHT + LINE * rows)
+    figure.legend(
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside lower left",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+        labelcolor=INK,
+        handletextpad=0.5,
+        columnspacing=1.2,
+        borderaxespad=0.2,
+    )
