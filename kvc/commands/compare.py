@@ -124,9 +124,8 @@ class Pictures:
         from kvc.report.samples import read_samples
 
         count = 5 if self.options.samples is None else self.options.samples
-        title = self.options.title or f"Comparison of {', '.join(run.label for run in self.runs[:3])}"
-        if not self.options.title and len(self.runs) > 3:
-            title += f" and {len(self.runs) - 3} more"
+        names = ", ".join(run.label for run in self.runs) if len(self.runs) <= 3 else f"{len(self.runs)} runs"
+        title = self.options.title or f"Comparison of {names}"
         samples = read_samples(self.runs, count)
         return render(Page(title, self.runs, self.metrics, self.marks, self.drawing, samples))
 
@@ -184,5 +183,7 @@ def _ours(path: Path, options: argparse.Namespace) -> bool:
     """Whether a path is what a comparison wrote: `runs/*` also names that."""
     if path.is_file() and path.name in WRITTEN:
         return True
+    if (path / "result.json").exists():
+        return False
     outputs = [getattr(options, name) for name in ("csv", "json", "html", "png", "tensorboard")]
     return any(output and path.exists() and path.resolve() == Path(output).resolve() for output in outputs)

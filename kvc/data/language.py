@@ -96,9 +96,7 @@ class SyntheticText(KvcDataModule):
 
     def data_hash(self) -> str:
         """Name of the generators' version and settings."""
-        return digest(
-            [GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, self.tasks, SCHEDULE]
-        )
+        return digest([GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, self.tasks, SCHEDULE])
 
     def describe(self) -> dict[str, Any]:
         """What the numbers belong to."""

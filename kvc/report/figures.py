@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT, LINE = 5.4, 3.3, 0.165  # inches; LINE: one row of the legend
+WIDTH, HEIGHT, LINE = 4.8, 3.1, 0.165  # inches; LINE: one row of the legend
 LOG_FROM = 30.0  # ratio of the largest to the smallest cost from which the axis is logarithmic
 FAR = 1.5  # arms without a cost are drawn while they lie within this many spans of the points
 FRONT = "Pareto front"
@@ -37,12 +37,13 @@ def draw_quality(points: Sequence[Point], marks: Mapping[str, Mark], quality: st
         best = [placed[i] for i in front_of(placed, quality)]
         arms = list(dict.fromkeys(point.arm for point in points if point.arm))
         _draw_front(axes, best)
+        named: set[str] = set()
         for point in placed:
-            _draw_point(axes, point, marks[point.run], arms, point in best)
+            _draw_point(axes, point, marks[point.run], arms, named)
         _draw_levels(axes, [point for point in points if point.cost is None], arms)
         _scale_cost(axes, [point.cost["value"] for point in placed if point.cost], cost)
         axes.set(xlabel=axis_label(cost), ylabel=quality_label(quality))
-        _legend(figure, axes)
+        _legend(figure, axes, arms)
     return figure
 
 
@@ -91,22 +92,19 @@ def _draw_front(axes: "Axes", best: Sequence[Point]) -> None:
     axes.plot(costs, [p.quality["value"] for p in best], "o", ms=13, mfc="none", mec=INK, mew=1.0, alpha=0.7)
 
 
-def _draw_point(axes: "Axes", point: Point, mark: Mark, arms: list[str], best: bool) -> None:
+def _draw_point(axes: "Axes", point: Point, mark: Mark, arms: list[str], named: set[str]) -> None:
     assert point.cost is not None
-    bars: dict[str, Any] = {"xerr": _bars(point.cost), "yerr": _bars(point.quality), "elinewidth": 1.1, "capsize": 2}
+    x, y = point.cost["value"], point.quality["value"]
     if point.arm:
-        known = {text.get_label() for text in axes.containers}
-        look: dict[str, Any] = {
-            "color": ARM,
-            "marker": list(MARKERS)[arms.index(point.arm) % len(MARKERS)],
-            "mfc": "none",
-            "ms": 6,
-        }
-        label = short(point.arm)
-        look["label"] = "_nolegend_" if label in known else label
+        look: dict[str, Any] = {"color": ARM, "marker": list(MARKERS)[arms.index(point.arm) % len(MARKERS)]}
+        look |= {"mfc": "none", "mew": 1.2, "label": "_nolegend_" if point.arm in named else short(point.arm)}
+        named.add(point.arm)
     else:
-        look = {"color": mark.hex, "marker": mark.marker, "ms": 6.5, "label": short(point.run)}
-    axes.errorbar(point.cost["value"], point.quality["value"], ls="none", zorder=4 if best else 3, **bars, **look)
+        look = {"color": mark.hex, "marker": mark.marker, "mew": 0, "label": short(point.run)}
+    axes.errorbar(
+        x, y, _bars(point.quality), _bars(point.cost), fmt="none", ecolor=look["color"], elinewidth=1.1, zorder=3
+    )
+    axes.plot(x, y, ls="none", ms=6.5, zorder=4, **look)
 
 
 def _bars(number: Number) -> list[list[float]] | None:
@@ -143,17 +141,18 @@ def _scale_cost(axes: "Axes", costs: Sequence[float], cost: str) -> None:
     axes.margins(x=0.08, y=0.1)
 
 
-def _legend(figure: "Figure", axes: "Axes") -> None:
+def _legend(figure: "Figure", axes: "Axes", arms: Sequence[str] = ()) -> None:
     """Below the axes: inside, a point or a line would sooner or later be hidden."""
-    handles, labels = axes.get_legend_handles_labels()
-    order = sorted(range(len(labels)), key=lambda i: labels[i] == FRONT)
+    drawn = dict(zip(*reversed(axes.get_legend_handles_labels())))
+    # Runs, then arms, then the front.
+    labels = sorted(drawn, key=lambda label: (label == FRONT) * 2 + (label in set(map(short, arms))))
     longest = max(map(len, labels))
     columns = min(len(labels), 4 if longest <= 13 else 3 if longest <= 20 else 2 if longest <= 32 else 1)
     rows = -(-len(labels) // columns)
     figure.set_figheight(HEIGHT + LINE * rows)
     figure.legend(
-        [handles[i] for i in order],
-        [labels[i] for i in order],
+        [drawn[label] for label in labels],
+        labels,
         loc="outside lower left",
         ncols=columns,
         fontsize=8,

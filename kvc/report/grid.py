@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from kvc.report.marks import Mark
@@ -12,12 +11,14 @@ from kvc.report.table import (
     Row,
     SeedGroup,
     best_of,
-    difference_rows,
+    cell,
     excludes_zero,
-    figure,
     lower_is_better,
     rows_of,
 )
+
+TEXTS = {"method", "runs"}
+"""Facts that are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +97,42 @@ def result_grid(results: dict[str, dict[str, Any]], chosen: Sequence[str], marks
         chosen: Metrics to show from the start; the others are there but hidden.
         marks: How each run is drawn.
     """
-    return _metric_grid("results", rows_of(results), chosen, marks, signed=False)
+    return _metric_grid("results", rows_of(results), chosen, marks)
 
 
 def difference_grid(results: dict[str, dict[str, Any]], chosen: Sequence[str], marks: Mapping[str, Mark]) -> Table:
-    """Every paired difference, method - arm."""
-    differences = {run: result.get("differences") or {} for run, result in results.items()}
-    rows = difference_rows(differences)
-    return _metric_grid("differences", rows, _known(chosen, rows), marks, signed=True)
+    """Every paired difference: a line for each run, a column for each metric and arm."""
+    values = {
+        run: {
+            (metric, arm): number
+            for metric, arms in (result.get("differences") or {}).items()
+            for arm, number in arms.items()
+        }
+        for run, result in results.items()
+    }
+    pairs = list(dict.fromkeys(pair for numbers in values.values() for pair in numbers))
+    known = list(dict.fromkeys(metric for metric, _ in pairs))
+    shown = [metric for metric in chosen if metric in known] or known[:1]
+    pairs.sort(key=lambda pair: shown.index(pair[0]) if pair[0] in shown else len(shown))
+    columns = tuple(
+        Column(f"{metric} - {arm}", extra=metric not in shown, hint=_direction(metric)) for metric, arm in pairs
+    )
+    lines = [
+        Line(run, tuple(_difference(numbers.get(pair), pair[0]) for pair in pairs), marks.get(run))
+        for run, numbers in values.items()
+        if numbers
+    ]
+    return Table("differences", columns, tuple((line,) for line in lines))
 
 
-def seed_grid(groups: Sequence[SeedGroup], chosen: Sequence[str], marks: Mapping[str, Mark]) -> Table:
+def seed_grid(groups: Sequence[SeedGroup], chosen: Sequence[str]) -> Table:
     """Means over the seeds of each group of runs, its arms below it."""
     rows = []
     for group in groups:
-        name, facts = group.runs[0], {"seeds": ", ".join(map(str, group.seeds))}
+        name = f"{group.runs[0]} and {len(group.runs) - 1} more"
+        facts = {"seeds": ", ".join(map(str, group.seeds)), "runs": ", ".join(group.runs)}
         rows += [Row(name, arm, values, {} if arm else facts) for arm, values in group.metrics.items()]
-    return _metric_grid("seeds", rows, chosen, marks, signed=False)
+    return _metric_grid("seeds", rows, chosen, {})
 
 
 def settings_grid(table: dict[str, dict[str, Any]], runs: Sequence[str], marks: Mapping[str, Mark]) -> Table:
@@ -133,48 +153,45 @@ def settings_grid(table: dict[str, dict[str, Any]], runs: Sequence[str], marks: 
     return Table("settings", columns, tuple((line,) for line in lines), first="setting")
 
 
-def _known(chosen: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """The chosen metrics that the rows have; the first of theirs where they have none."""
-    metrics = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    return [metric for metric in chosen if metric in metrics] or metrics[:1]
-
-
-def _metric_grid(
-    name: str, rows: Sequence[Row], chosen: Sequence[str], marks: Mapping[str, Mark], signed: bool
-) -> Table:
+def _metric_grid(name: str, rows: Sequence[Row], chosen: Sequence[str], marks: Mapping[str, Mark]) -> Table:
     facts = list(dict.fromkeys(fact for row in rows for fact in row.facts))
     every = list(dict.fromkeys(metric for row in rows for metric in row.values))
-    metrics = [*(metric for metric in chosen if metric in every), *(m for m in every if m not in chosen)]
-    best = {} if signed else {metric: best_of(metric, rows) for metric in metrics}
-    columns = [Column(fact, number=fact != "method") for fact in facts]
-    columns += [
-        Column(metric, extra=metric not in chosen, hint=f"{'lower' if lower_is_better(metric) else 'higher'} is better")
-        for metric in metrics
-    ]
-    lines = []
+    first, rest = [metric for metric in chosen if metric in every], [m for m in every if m not in chosen]
+    runs = [row for row in rows if not row.arm]
+    # Among several runs the best of them is sought, beside one run the best of it and its arms.
+    best = {metric: best_of(metric, runs if len(runs) > 1 else rows) for metric in every}
+    columns = [Column(metric, hint=_direction(metric)) for metric in first]
+    columns += [Column(fact, number=fact not in TEXTS) for fact in facts]
+    columns += [Column(metric, extra=True, hint=_direction(metric)) for metric in rest]
+    groups: dict[str, list[Line]] = {}
     for row in rows:
-        cells = [_fact(row.facts.get(fact, "")) for fact in facts]
-        cells += [_number(row.values.get(metric), metric, best.get(metric), signed) for metric in metrics]
-        lines.append(
-            (row.run, Line(row.arm or row.run, tuple(cells), None if row.arm else marks.get(row.run), bool(row.arm)))
-        )
-    groups = tuple(tuple(line for _, line in group) for _, group in groupby(lines, key=lambda item: item[0]))
-    return Table(name, tuple(columns), groups)
+        top = {} if row.arm and len(runs) > 1 else best
+        cells = [_number(row.values.get(metric), top.get(metric)) for metric in first]
+        cells += [_fact(row.facts.get(fact, "")) for fact in facts]
+        cells += [_number(row.values.get(metric), top.get(metric)) for metric in rest]
+        mark = None if row.arm else marks.get(row.run)
+        groups.setdefault(row.run, []).append(Line(row.arm or row.run, tuple(cells), mark, bool(row.arm)))
+    return Table(name, tuple(columns), tuple(map(tuple, groups.values())))
 
 
-def _number(number: Number | None, metric: str, best: float | None, signed: bool) -> Cell:
+def _direction(metric: str) -> str:
+    return f"{'lower' if lower_is_better(metric) else 'higher'} is better"
+
+
+def _number(number: Number | None, best: float | None) -> Cell:
     if not number:
         return Cell("-")
-    value, low, high = number["value"], number.get("low"), number.get("high")
-    text = figure(value)
-    interval = "" if low is None or high is None else f"[{figure(low)}, {figure(high)}]"
-    look = "best" if best is not None and value == best else ""
-    if signed:
-        text = f"+{text}" if value > 1e-9 else text
-        if excludes_zero(number):
-            look = "better" if (value < 0) == lower_is_better(metric) else "worse"
-            interval += " *"
-    return Cell(text, interval, value, look)
+    text, _, interval = cell(number, separator="|").partition("|")
+    return Cell(text, interval, number["value"], "best" if best is not None and number["value"] == best else "")
+
+
+def _difference(number: Number | None, metric: str) -> Cell:
+    if not number:
+        return Cell("-")
+    text, _, interval = cell(number, signed=True, separator="|").partition("|")
+    better = (number["value"] < 0) == lower_is_better(metric)
+    look = "" if not excludes_zero(number) else "better" if better else "worse"
+    return Cell(text, interval, number["value"], look)
 
 
 def _fact(text: str) -> Cell:

@@ -58,15 +58,13 @@ def render(page: Page) -> str:
     )
     results = {run.label: run.result for run in page.runs}
     settings = differing(results)
-    groups = seed_groups(results)
     return environment.get_template("page.html").render(
         page=page,
         versions=page.runs[0].result.get("versions") or {},
         warnings=mismatches(results),
         results=result_grid(results, page.metrics, page.marks),
         differences=difference_grid(results, page.metrics, page.marks),
-        seeds=seed_grid(groups, page.metrics, page.marks),
-        seed_names=[(group.runs[0], ", ".join(group.runs[1:])) for group in groups],
+        seeds=seed_grid(seed_groups(results), page.metrics),
         settings=settings_grid(settings, list(results), page.marks),
         has_settings=bool(settings),
         quality=_svgs(page.drawing.quality, "quality"),

@@ -43,7 +43,7 @@ def as_png(figure: "Figure") -> bytes:
     """A figure as a PNG on white, for a paper or a message."""
     data = io.BytesIO()
     with style():
-        figure.savefig(data, format="png", dpi=180, facecolor="white", metadata={"Software": None})
+        figure.savefig(data, format="png", dpi=220, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
 

@@ -5,6 +5,8 @@ from typing import Any
 from kvc.runs import identity_of
 
 ABSENT = "-"
+NOT_SETTINGS = {"checkpoint"}
+"""What an evaluation notes beside the settings: the name of the weights, which differ whenever anything does."""
 
 
 def differing(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -14,11 +16,15 @@ def differing(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         results: Label of a run to its `result.json`.
     """
     configs = {run: identity_of(result.get("config") or {}) for run, result in results.items()}
-    keys = dict.fromkeys(key for config in configs.values() for key in config if key)
+    keys = dict.fromkeys(key for config in configs.values() for key in config if key and key not in NOT_SETTINGS)
     table = {}
     for key in keys:
         values = {run: config.get(key) for run, config in configs.items()}
-        if len({repr(value) for value in values.values()}) > 1:
+        # Parts take their seed from the one of the run, unless they were given another.
+        follows = key.endswith(".init_args.seed") and values == {
+            run: c.get("seed_everything") for run, c in configs.items()
+        }
+        if len({repr(value) for value in values.values()}) > 1 and not follows:
             table[key] = values
     return table
 

@@ -12,8 +12,9 @@ from kvc.errors import UserError
 from kvc.report.folder import Finished
 from kvc.report.plots import Drawing
 from kvc.report.settings import differing, say
+from kvc.runs import RESULT
 
-NOTE = "compare.json"
+NOTE = "comparison.json"
 """Lies in the folder, so that a later comparison may replace it and nothing else."""
 
 
@@ -25,7 +26,8 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--tensorboard {folder}: that is a file, not a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / NOTE).is_file():
+    ours = (folder / NOTE).is_file() and not (folder / RESULT).exists()
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
         raise UserError(f"--tensorboard {folder}: the folder is not empty and holds no earlier comparison")
 
 

@@ -53,7 +53,9 @@ class _Talk:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.people = rng.sample(NAMES, 2)
-        self.values = {(person, trait.me): rng.choice(trait.values) for person in self.people for trait in TRAITS}
+        self.values = {
+            (person, trait.me): rng.choice(trait.values) for person in self.people for trait in TRAITS
+        }
         self.told: list[tuple[str, Trait]] = []
         self.asked: Trait | None = None
 

@@ -51,9 +51,7 @@ def _facts(rng: random.Random) -> list[Fact]:
 
 def _reminder(fact: Fact) -> list[Segment]:
     before, after = fact
-    before = (
-        f"t{before[1:]}" if before.startswith("The ") else f"y{before[1:]}" if before.startswith("You ") else before
-    )
+    before = f"t{before[1:]}" if before.startswith("The ") else f"y{before[1:]}" if before.startswith("You ") else before
     value, rest = re.fullmatch(r"( \w+)(.*)", after).groups()  # type: ignore[union-attr]
     return [
         Segment(f" Remember that {before}", "context"),

@@ -28,9 +28,7 @@ def arms_by_task(summary: Summary, levels: dict[str, list[str]]) -> Figure:
             middle = [value.value for value in values]
             low = [value.value - (value.value if value.low is None else value.low) for value in values]
             high = [(value.value if value.high is None else value.high) - value.value for value in values]
-            axis.errorbar(
-                range(len(values)), middle, (low, high), marker="o", ms=4, capsize=2, color=color, label=level
-            )
+            axis.errorbar(range(len(values)), middle, (low, high), marker="o", ms=4, capsize=2, color=color, label=level)
         axis.set_title(task.replace("_", "-"))
         axis.set_ylabel(metric.replace("_", " "))
         axis.set_xticks(range(len(ARMS)), list(ARMS), rotation=40, ha="right")

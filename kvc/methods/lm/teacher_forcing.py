@@ -188,7 +188,9 @@ def _read_context(model: Any, layout: Layout) -> Any:
     return cache
 
 
-def _score_arm(model: Any, rows: Sequence[Row], view: View, layout: Layout, cache: Any, rule: Rule) -> list[Score]:
+def _score_arm(
+    model: Any, rows: Sequence[Row], view: View, layout: Layout, cache: Any, rule: Rule
+) -> list[Score]:
     n = layout.context
     visible = rule(view) & view.seen
     # A padded query sees itself, or its softmax would be over nothing.
