@@ -1,5 +1,6 @@
 """Finished runs on the disk: their labels, their results, and where their predictions and events lie."""
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,18 +56,19 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"there is no run folder {folder}")
     run = RunFolder(folder)
-    result = run.read_result()
+    result = {key: value for key, value in run.read_result().items() if value is not None}
     if not result.get("metrics"):
         raise UserError(f"{run.result} has no metrics: predictions alone cannot be compared")
     groups = {"metrics": result["metrics"]}
     for key in ("arms", "differences"):
-        parts = result.get(key) or {}
+        parts = result.get(key, {})
         if not isinstance(parts, dict):
             raise UserError(f"{run.result}: {key} is not a JSON object")
         groups |= {f"{key}.{name}": values for name, values in parts.items()}
     for where, values in groups.items():
         for name, number in values.items() if isinstance(values, dict) else [("", None)]:
-            if not isinstance(number, dict) or not isinstance(number.get("value"), int | float):
+            value = number.get("value") if isinstance(number, dict) else None
+            if not isinstance(value, int | float) or not math.isfinite(value):
                 raise UserError(f"{run.result}: {where}.{name} has no value")
     return result
 

@@ -82,6 +82,11 @@ class Samples:
     samples: list[Sample] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
+    @property
+    def scored(self) -> bool:
+        """Whether any answer is a text with scores."""
+        return any(answer.pieces for sample in self.samples for answer in sample.answers)
+
 
 def read_samples(runs: Sequence[Finished], count: int) -> Samples:
     """The first samples that all runs with predictions have in common.

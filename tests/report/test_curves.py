@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import pytest
 from finished_runs import write_events
@@ -38,7 +37,7 @@ def test_an_evaluation_has_the_curves_of_its_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "garbage"])
-def test_broken_events(tmp_path: Path, damage: str, caplog: Any) -> None:
+def test_broken_events(tmp_path: Path, damage: str) -> None:
     write_events(tmp_path, {"val/f1": [(1, 0.5), (2, 0.75)]})
     (events,) = tmp_path.glob("*.tfevents.*")
     data = events.read_bytes()
