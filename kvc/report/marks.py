@@ -40,12 +40,15 @@ def marks_of(names: Sequence[str]) -> dict[str, Mark]:
     return {name: Mark(i % len(PALETTE), markers[i % len(markers)]) for i, name in enumerate(names)}
 
 
-def short(label: str) -> str:
-    """A label for a legend: its middle is left out where it is too long."""
-    if len(label) > LONGEST:
-        label = f"{label[: LONGEST // 2 - 1]}…{label[-LONGEST // 2 :]}"
+def shorten(labels: Sequence[str]) -> list[str]:
+    """Labels for a legend: the middle is left out where they are too long, and a number added where that hides all."""
+    cut = [
+        label if len(label) <= LONGEST else f"{label[: LONGEST // 2 - 1]}…{label[-LONGEST // 2 :]}" for label in labels
+    ]
+    alike = [label != short and cut.count(short) > 1 for label, short in zip(labels, cut)]
+    cut = [f"{short} ({i + 1})" if same else short for i, (short, same) in enumerate(zip(cut, alike))]
     # Matplotlib leaves labels that begin with an underscore out of legends.
-    return f" {label}" if label.startswith("_") else label
+    return [f" {label}" if label.startswith("_") else label for label in cut]
 
 
 @contextmanager

@@ -6,11 +6,11 @@ import pytest
 from matplotlib.colors import to_hex
 
 from kvc.report.cost import Point
-from kvc.report.figures import FRONT, draw_curves, draw_quality
-from kvc.report.marks import PALETTE, marks_of, short
+from kvc.report.figures import draw_curves, draw_quality
+from kvc.report.marks import PALETTE, marks_of, shorten
 from kvc.report.render import as_png, as_svg, file_names
 
-METRIC, COST = "exact_match", "kv_bytes_peak"
+METRIC, COST, FRONT = "exact_match", "kv_bytes_peak", "Pareto front"
 
 
 def value(number: float, half: float | None = None) -> dict[str, float]:
@@ -36,9 +36,13 @@ def legend(figure: Any) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def line(figure: Any, label: str) -> Any:
-    (found,) = [line for line in figure.axes[0].lines if line.get_label() == label]
-    return found
+def entry(figure: Any, label: str) -> Any:
+    """What stands beside a label in the legend: it looks like what is drawn."""
+    return figure.legends[0].legend_handles[legend(figure).index(label)]
+
+
+def drawn(figure: Any) -> list[list[list[float]]]:
+    return [line.get_xydata().tolist() for line in figure.axes[0].lines]
 
 
 def test_quality_against_bytes() -> None:
@@ -50,9 +54,11 @@ def test_quality_against_bytes() -> None:
     # The arm without bytes is a line; the one far below would press the rest together.
     assert legend(figure) == ["small", "large", "poor", "full_kv", "no_context", FRONT]
     assert axes.get_ylim()[0] > 0
-    assert line(figure, FRONT).get_xydata().tolist() == [[100, 0.5], [40_000, 0.8], [90_000, 0.9]]
-    assert line(figure, FRONT).get_drawstyle() == "steps-post"
-    assert set(line(figure, "no_context").get_ydata()) == {0.4}
+    # The staircase, and the rings around its points.
+    assert drawn(figure).count([[100, 0.5], [40_000, 0.8], [90_000, 0.9]]) == 2
+    assert "steps-post" in {line.get_drawstyle() for line in axes.lines}
+    assert [[0, 0.4], [1, 0.4]] in drawn(figure)
+    assert [[50_000, 0.6]] in drawn(figure)
     as_png(figure)
     assert any("kB" in text.get_text() for text in axes.get_xticklabels())
 
@@ -70,9 +76,9 @@ def test_intervals_are_bars_on_both_axes() -> None:
 
 def test_runs_differ_by_colour_and_marker_and_arms_are_hollow() -> None:
     figure = draw_quality(POINTS, MARKS, METRIC, COST)
-    looks = {(to_hex(line(figure, run).get_color()), line(figure, run).get_marker()) for run in MARKS}
+    looks = {(to_hex(entry(figure, run).get_color()), entry(figure, run).get_marker()) for run in MARKS}
     assert looks == {("#0072b2", "o"), ("#d55e00", "s"), ("#009e73", "^")}
-    assert line(figure, "full_kv").get_markerfacecolor() == "none"
+    assert entry(figure, "full_kv").get_markerfacecolor() == "none"
     many = marks_of([f"run {i}" for i in range(80)])
     assert len(set(many.values())) == 80
 
@@ -81,7 +87,7 @@ def test_losses_have_their_front_below() -> None:
     points = [point("small", 1, 0.5), point("large", 2, 0.3), point("poor", 3, 0.4)]
     figure = draw_quality(points, MARKS, "val_loss", "kept")
     assert figure.axes[0].get_ylabel() == "val_loss, lower is better"
-    assert line(figure, FRONT).get_xydata().tolist() == [[1, 0.5], [2, 0.3]]
+    assert drawn(figure).count([[1, 0.5], [2, 0.3]]) == 2
 
 
 def test_learning_curves() -> None:
@@ -90,18 +96,27 @@ def test_learning_curves() -> None:
     axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("optimiser step", "val/loss, lower is better")
     assert legend(figure) == ["small", "poor"]
-    assert line(figure, "small").get_xydata().tolist() == [[1, 0.5], [2, 0.25]]
-    assert line(figure, "poor").get_marker() == MARKS["poor"].marker
+    assert drawn(figure) == [[[1, 0.5], [2, 0.25]], [[1, 0.9]]]
+    assert entry(figure, "poor").get_marker() == MARKS["poor"].marker
 
 
 @pytest.mark.parametrize("name", ["_hidden", "a$b$c", "<b>&amp;", "#0072b2", "x" * 90])
 def test_any_name_of_a_run_is_shown(name: str) -> None:
     figure = draw_curves({name: [(1, 1.0)]}, marks_of([name]), "val/loss")
-    assert legend(figure) == [short(name)]
-    assert len(short(name)) <= 45
+    assert legend(figure) == shorten([name])
+    assert len(shorten([name])[0]) <= 45
     svg = ElementTree.fromstring(as_svg(figure, "x0"))
     texts = [element.text for element in svg.iter() if element.tag.endswith("text")]
-    assert short(name) in texts
+    assert shorten([name])[0] in texts
+
+
+def test_names_that_clash_stay_apart() -> None:
+    points = [point("full", 1, 0.5), point("full", 2, 0.6, "full"), point(FRONT, 3, 0.7)]
+    figure = draw_quality(points, marks_of(["full", FRONT]), METRIC, COST)
+    assert legend(figure) == ["full", FRONT, "full", FRONT]
+    long = ["a" * 40 + middle + "b" * 40 for middle in "xy"]
+    one, other = shorten(long)
+    assert one != other
 
 
 def test_svg_follows_the_page() -> None:
