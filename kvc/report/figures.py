@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 WIDTH, HEIGHT, LINE = 4.8, 3.1, 0.165  # inches; LINE: one row of the legend
-LOG_FROM = 30.0  # ratio of the largest to the smallest cost from which the axis is logarithmic
+LOG_FROM = 10.0  # ratio of the largest to the smallest cost from which the axis is logarithmic
 FAR = 1.5  # arms without a cost are drawn while they lie within this many spans of the points
 RUN, ARMS, FRONT = range(3)  # kinds of entries, in the order of the legend
 Legend = dict[tuple[int, str], "Line2D"]
@@ -135,12 +135,14 @@ def _draw_levels(axes: "Axes", points: Sequence[Point], arms: list[str]) -> "dic
 
 
 def _scale_cost(axes: "Axes", costs: Sequence[float], cost: str) -> None:
-    from matplotlib.ticker import EngFormatter, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    if min(costs) > 0 and max(costs) / min(costs) >= LOG_FROM:
+    logarithmic = min(costs) > 0 and max(costs) / min(costs) >= LOG_FROM
+    if logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    if max(costs) >= 10_000:
+    if logarithmic or max(costs) >= 10_000:
         axes.xaxis.set_major_formatter(EngFormatter("B" if "bytes" in cost else "", sep=" " if "bytes" in cost else ""))
     axes.margins(x=0.08, y=0.1)
 
