@@ -1,14 +1,14 @@
-"""`python -m kvc compare`: finished runs as a table, as CSV and as JSON."""
+"""`python -m kvc compare`: finished runs as tables, CSV and JSON, and as a page, plots and TensorBoard."""
 
 import argparse
-import csv
-import io
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvc.commands import CommandParser
 from kvc.errors import UserError
+
+if TYPE_CHECKING:
+    from kvc.report.folder import Finished
 
 EPILOG = """\
 examples:
@@ -16,12 +16,14 @@ examples:
   python -m kvc compare runs/first runs/second runs/third
   python -m kvc compare runs/first/eval/test runs/first/eval/other
   python -m kvc compare runs/* --metric exact_match --csv table.csv
+  python -m kvc compare runs/* --html report.html             (one file: tables, plots, samples; no network)
+  python -m kvc compare runs/* --html report.html --x kv_bytes_peak --samples 10
+  python -m kvc compare runs/* --png plots --tensorboard tb   (then: tensorboard --logdir tb)
 
 The table shows the key metrics; CSV (one number a line) and JSON hold all.
 Runs that differ only in the seed are also averaged.
 """
 WRITTEN = ("compare.csv", "compare.json")
-HEADER = ["run", "path", "method", "arm", "seed", "kind", "metric", "value", "low", "high", "n"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,6 +40,20 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--csv", metavar="FILE", help="default: compare.csv in the run, or in the runs' common folder")
     result.add_argument("--json", metavar="FILE", help="default: compare.json there")
+    pictures = result.add_argument_group("pictures")
+    pictures.add_argument("--html", metavar="FILE", help="write everything as one page that needs no network")
+    pictures.add_argument("--png", metavar="FOLDER", help="write the plots")
+    pictures.add_argument(
+        "--tensorboard", metavar="FOLDER", help="write HParams of all runs, their curves and the plots"
+    )
+    pictures.add_argument(
+        "--x",
+        metavar="NAME",
+        help="cost on the horizontal axis: a metric, its part before the /, or a size or time; "
+        "default: bytes of KV, else tokens kept, else trainable parameters, else training time",
+    )
+    pictures.add_argument("--samples", metavar="N", type=int, help="samples shown side by side on the page; default: 5")
+    pictures.add_argument("--title", metavar="TEXT", help="heading of the page")
     return result
 
 
@@ -54,20 +70,24 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from kvc.core.files import write_json, write_text
+    from kvc.report.folder import common_folder, read_runs
+    from kvc.report.numbers import as_csv, as_json
     from kvc.report.table import show
 
-    # `runs/*` also names what an earlier comparison wrote there.
-    folders = [path for path in map(Path, options.runs) if path.name not in WRITTEN or not path.is_file()]
+    _check(options)
+    folders = [path for path in map(Path, options.runs) if not _ours(path, options)]
     if not folders:
         raise UserError(f"{options.runs[0]} is not a run folder")
-    labels = labels_of(folders)
-    results = {label: read(folder) for label, folder in labels.items()}
+    runs = read_runs(folders)
+    results = {run.label: run.result for run in runs}
+    labels = {run.label: run.folder for run in runs}
     known = {name for result in results.values() for name in [*result["metrics"], *result.get("differences", {})]}
     for name in options.metric or []:
         if name not in known:
             raise UserError(f"--metric {name}: no run has it; there are {', '.join(sorted(known))}")
     csv_path = Path(options.csv) if options.csv else common_folder(folders) / WRITTEN[0]
     json_path = Path(options.json) if options.json else common_folder(folders) / WRITTEN[1]
+    pictures = Pictures(runs, options) if options.html or options.png or options.tensorboard else None
     show(results, options.metric, Console())
     try:
         write_text(csv_path, as_csv(results, labels))
@@ -75,125 +95,95 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         raise UserError(f"cannot write {csv_path} and {json_path}: {error.strerror}") from error
     print(f"wrote {csv_path} and {json_path}")
+    if pictures:
+        pictures.write()
     return 0
 
 
-def read(folder: Path) -> dict[str, Any]:
-    """The result of a finished run.
+class Pictures:
+    """The page, the plots and the folder for TensorBoard: drawn first, written when all of it is there.
+
+    Args:
+        runs: The runs.
+        options: Options of the command.
+    """
+
+    def __init__(self, runs: "list[Finished]", options: argparse.Namespace) -> None:
+        from kvc.report.marks import marks_of
+        from kvc.report.plots import draw
+        from kvc.report.table import key_metrics
+
+        self.runs, self.options = runs, options
+        self.metrics = options.metric or key_metrics(run.result for run in runs)
+        self.marks = marks_of([run.label for run in runs])
+        self.drawing = draw(runs, self.metrics, self.marks, options.x)
+        self.page = self._page() if options.html else ""
+
+    def _page(self) -> str:
+        from kvc.report.html import Page, render
+        from kvc.report.samples import read_samples
+
+        count = 5 if self.options.samples is None else self.options.samples
+        names = ", ".join(run.label for run in self.runs) if len(self.runs) <= 3 else f"{len(self.runs)} runs"
+        title = self.options.title or f"Comparison of {names}"
+        samples = read_samples(self.runs, count)
+        return render(Page(title, self.runs, self.metrics, self.marks, self.drawing, samples))
+
+    def write(self) -> None:
+        """Write what was asked for.
+
+        Raises:
+            UserError: If a place cannot be written to.
+        """
+        from kvc.core.files import write_text
+        from kvc.report.render import write_pngs
+        from kvc.report.tensorboard import write_tensorboard
+
+        options = self.options
+        try:
+            if options.html:
+                write_text(options.html, self.page)
+                print(f"wrote {options.html} ({len(self.page.encode()) / 1e6:.1f} MB)")
+            if options.png:
+                count = len(write_pngs(Path(options.png), self.drawing.figures))
+                print(f"wrote {count} plots to {options.png}")
+            if options.tensorboard:
+                write_tensorboard(Path(options.tensorboard), self.runs, self.drawing)
+                print(f"wrote {options.tensorboard}; look at it with: tensorboard --logdir {options.tensorboard}")
+        except OSError as error:
+            raise UserError(f"cannot write {error.filename}: {error.strerror}") from error
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse places that cannot be written to before anything is, and say which options have no effect.
 
     Raises:
-        UserError: If there is no such run, it is not finished, or its result is broken or without metrics.
+        UserError: If an output is a folder where a file belongs, or the other way round.
     """
-    from kvc.runs import RunFolder
+    for name in ("csv", "json", "html"):
+        if (value := getattr(options, name)) and Path(value).is_dir():
+            raise UserError(f"--{name} {value}: that is a folder, not a file")
+    if options.png and Path(options.png).exists() and not Path(options.png).is_dir():
+        raise UserError(f"--png {options.png}: that is a file, not a folder")
+    if options.tensorboard:
+        from kvc.report.tensorboard import check_folder
 
-    if not folder.is_dir():
-        raise UserError(f"there is no run folder {folder}")
-    run = RunFolder(folder)
-    try:
-        result = run.read_result()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{run.result} is not UTF-8 text: {error.reason}") from error
-    if not result.get("metrics"):
-        raise UserError(f"{run.result} has no metrics: predictions alone cannot be compared")
-    groups = {"metrics": result["metrics"]}
-    groups |= {f"arms.{arm}": values for arm, values in (result.get("arms") or {}).items()}
-    groups |= {f"differences.{metric}": arms for metric, arms in (result.get("differences") or {}).items()}
-    for where, values in groups.items():
-        for name, number in values.items() if isinstance(values, dict) else [("", None)]:
-            if not isinstance(number, dict) or not isinstance(number.get("value"), int | float):
-                raise UserError(f"{run.result}: {where}.{name} has no value")
-    return result
+        check_folder(Path(options.tensorboard))
+    if options.samples is not None and options.samples < 0:
+        raise UserError(f"--samples {options.samples}: give 0 or more")
+    needs: dict[str, Any] = {"samples": options.html, "title": options.html}
+    needs["x"] = options.html or options.png or options.tensorboard
+    for name, used in needs.items():
+        if getattr(options, name) is not None and not used:
+            wanted = "--html, --png or --tensorboard" if name == "x" else "--html"
+            print(f"warning: --{name} has no effect without {wanted}")
 
 
-def labels_of(folders: list[Path]) -> dict[str, Path]:
-    """A short unique name for each folder.
-
-    Raises:
-        UserError: If a folder is given twice.
-    """
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("the same run is given twice")
-    parts = [_parts(folder) for folder in folders]
-    for depth in range(1, max(len(p) for p in parts) + 1):
-        names = ["/".join(p[-depth:]) for p in parts]
-        if len(set(names)) == len(names):
-            return dict(zip(names, folders))
-    return {str(folder.resolve()): folder for folder in folders}
-
-
-def _parts(folder: Path) -> list[str]:
-    """Parts of the path; `RUN/eval/NAME` counts as the one part `RUN:NAME`."""
-    parts = list(folder.resolve().parts)
-    if len(parts) > 3 and parts[-2] == "eval":
-        parts[-3:] = [f"{parts[-3]}:{parts[-1]}"]
-    return parts
-
-
-def common_folder(folders: list[Path]) -> Path:
-    """The run itself, or the folder that all runs lie in, relative to here where it can be.
-
-    Raises:
-        UserError: If the runs share nothing but the root of the disk.
-    """
-    if len(folders) == 1:
-        return folders[0]
-    try:
-        common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
-    except ValueError:
-        common = Path(folders[0].resolve().anchor)
-    if common == Path(common.anchor):
-        raise UserError("the runs lie in no common folder: say where to write with --csv and --json")
-    here = Path.cwd()
-    return common.relative_to(here) if common.is_relative_to(here) else common
-
-
-def as_csv(results: dict[str, dict[str, Any]], labels: dict[str, Path]) -> str:
-    """Every number on a line of its own."""
-    from kvc.report.table import seed_groups
-
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(HEADER)
-
-    def add(start: list[Any], arm: str, seed: Any, kind: str, values: dict[str, Any]) -> None:
-        for name, number in values.items():
-            table.writerow([*start, arm, seed, kind, name, *(number.get(k) for k in ("value", "low", "high", "n"))])
-
-    for run, result in results.items():
-        start, seed = [run, str(labels[run]), result.get("method")], result.get("seed")
-        add(start, "", seed, "metric", result["metrics"])
-        for key, part in (("trainable_parameters", "sizes"), ("fit_seconds", "timing")):
-            if key in result.get(part, {}):
-                add(start, "", seed, part, {key: {"value": result[part][key]}})
-        for arm, values in result.get("arms", {}).items():
-            add(start, arm, seed, "metric", values)
-        for metric, arms in result.get("differences", {}).items():
-            for arm, number in arms.items():
-                add(start, arm, seed, "difference", {metric: number})
-    for group in seed_groups(results):
-        start, seeds = [" ".join(group.runs), "", results[group.runs[0]].get("method")], " ".join(map(str, group.seeds))
-        for arm, values in group.metrics.items():
-            add(start, arm, seeds, "metric, mean over seeds", values)
-        for metric, arms in group.differences.items():
-            for arm, number in arms.items():
-                add(start, arm, seeds, "difference, mean over seeds", {metric: number})
-    return text.getvalue()
-
-
-def as_json(results: dict[str, dict[str, Any]], labels: dict[str, Path]) -> dict[str, Any]:
-    """Everything that was measured, the means over seeds, and what does not compare."""
-    from dataclasses import asdict
-
-    from kvc.report.table import mismatches, seed_groups
-
-    measured = ["samples", "headline", "metrics", "arms", "differences"]
-    keys = ["method", "seed", "identity", *measured, "sizes", "timing", "base_model", "data"]
-    return {
-        "schema": 1,
-        "runs": [
-            {"run": run, "path": str(labels[run]), **{k: result[k] for k in keys if k in result}}
-            for run, result in results.items()
-        ],
-        "seeds": [asdict(group) for group in seed_groups(results)],
-        "warnings": mismatches(results),
-    }
+def _ours(path: Path, options: argparse.Namespace) -> bool:
+    """Whether a path is what a comparison wrote: `runs/*` also names that."""
+    if path.is_file() and path.name in WRITTEN:
+        return True
+    if (path / "result.json").exists():
+        return False
+    outputs = [getattr(options, name) for name in ("csv", "json", "html", "png", "tensorboard")]
+    return any(output and path.exists() and path.resolve() == Path(output).resolve() for output in outputs)

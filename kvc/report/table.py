@@ -13,7 +13,7 @@ Number = dict[str, Any]
 """One number of `result.json`: `value` and, where known, `low`, `high` and `n`."""
 
 KEY_METRICS = 5
-LOWER_IS_BETTER = ("loss", "error", "seconds", "perplexity")
+LOWER_IS_BETTER = ("loss", "error", "seconds", "perplexity", "bytes", "kept")
 
 
 @dataclass(frozen=True)
@@ -266,7 +266,7 @@ def _print(console: "Console", title: str, rows: list[Row], metrics: list[str], 
     from rich.table import Table
 
     facts = list(dict.fromkeys(name for row in rows for name in row.facts))
-    best = {} if signed else {metric: _best(metric, rows) for metric in metrics}
+    best = {} if signed else {metric: best_of(metric, rows) for metric in metrics}
 
     def table(columns: Sequence[str], separator: str) -> Table:
         result = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
@@ -314,8 +314,8 @@ def _styled(row: Row, name: str, signed: bool, separator: str, best: dict[str, f
     return Text(cell(number, signed, separator), style="bold not dim" if top else "")
 
 
-def _best(metric: str, rows: Sequence[Row]) -> float | None:
-    """The best value; None where there is nothing to compare."""
+def best_of(metric: str, rows: Sequence[Row]) -> float | None:
+    """The best value of a metric; None where there is nothing to compare."""
     values = [row.values[metric]["value"] for row in rows if metric in row.values]
     if len(set(values)) < 2:
         return None

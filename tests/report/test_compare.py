@@ -112,6 +112,8 @@ def test_warns_of_other_data_and_base(tmp_path: Path, capsys: pytest.CaptureFixt
         ('{"metrics": {\n"a": }', "line 2"),
         ("[]", "not a JSON object"),
         ('{"metrics": {"a": {}}}', "metrics.a has no value"),
+        ('{"metrics": {"a": {"value": NaN}}}', "metrics.a has no value"),
+        ('{"metrics": {"a": {"value": 1}}, "arms": [1]}', "arms is not a JSON object"),
         ('{"samples": 3}', "no metrics"),
     ],
 )
