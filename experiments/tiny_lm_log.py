@@ -18,7 +18,7 @@ from kvc.runs import RunFolder
 
 COMMAND = "python -m kvc fit --config configs/lm/tiny.yaml --name tiny-lm"
 CURVES = ("train/loss", "train/result_accuracy", "val/loss", "perf/steps_per_second", "perf/peak_mib")
-KEPT = ("seed", "machine", "versions", "git", "timing", "metrics")
+KEPT = ("seed", "machine", "versions", "timing")
 
 
 def curves(folder: Path) -> dict[str, list[list[float]]]:
