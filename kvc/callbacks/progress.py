@@ -34,11 +34,49 @@ class LineProgress(Callback):
         self._last = now
         done, total = trainer.global_step, pl_module.total_steps()  # type: ignore[operator]
         rate = (done - self._first_step) / (now - self._begun)
-        left = timedelta(seconds=round((total - done) / rate)) if rate else "unknown"
         loss = trainer.callback_metrics.get("train/loss")
-        print(
-            f"step {done}/{total}  loss {float(loss):.4f}  {rate:.1f} steps/s  {left} left"
-            if loss is not None
-            else f"step {done}/{total}  {rate:.1f} steps/s  {left} left",
-            flush=True,
-        )
+        shown = "" if loss is None else f"loss {float(loss):.4f}  "
+        print(f"step {done}/{total}  {shown}{rate:.1f} steps/s  {_left(total - done, rate)} left", flush=True)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._begun = self._last = time.monotonic()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print if it is time."""
+        self._evaluated(trainer, batch_idx + 1, sum(trainer.num_test_batches))
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Print if it is time."""
+        self._evaluated(trainer, batch_idx + 1, sum(trainer.num_predict_batches))
+
+    def _evaluated(self, trainer: Trainer, done: int, total: float) -> None:
+        now = time.monotonic()
+        if now - self._last < self.every or not trainer.is_global_zero:
+            return
+        self._last = now
+        print(f"batch {done}/{total}  {_left(total - done, done / (now - self._begun))} left", flush=True)
+
+
+def _left(count: float, rate: float) -> timedelta | str:
+    return timedelta(seconds=round(count / rate)) if rate and count != float("inf") else "unknown"
