@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ class PlannedCli(Cli):
     def read_trained(self, run: RunFolder) -> dict[str, Any]:
         """The configuration that the run will have, else the one that it has."""
         config = self.planned.get(run.path.resolve())
-        return run.read_config() if config is None else dict(config)
+        return run.read_config() if config is None else deepcopy(config)
 
     def _set_seed(self) -> None:
         """Nothing is drawn."""

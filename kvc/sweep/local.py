@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from kvc.errors import UserError
 from kvc.sweep.board import Board, Progress
 from kvc.sweep.cells import Cell
-from kvc.sweep.process import PROGRAM, CellProcess
+from kvc.sweep.process import CellProcess
 from kvc.sweep.slots import Pool, Slot, environment
 from kvc.sweep.status import History
 from kvc.sweep.stop import Stop
@@ -30,10 +30,10 @@ class LocalExecutor:
 
     Args:
         slots: The slots.
-        program: What each cell's words are given to.
+        program: What each cell's words are given to; None is `python -m kvc`.
     """
 
-    def __init__(self, slots: list[Slot], program: tuple[str, ...] = PROGRAM) -> None:
+    def __init__(self, slots: list[Slot], program: tuple[str, ...] | None = None) -> None:
         self.pool, self.program = Pool(slots), program
         self.running: list[_Running] = []
 

@@ -23,7 +23,7 @@ class CellProcess:
         argv: Words after the program.
         env: Its whole environment.
         log: File that its output is added to, below a line that repeats the command.
-        program: What is run.
+        program: What is run; None is `python -m kvc`.
         deaf: Signals that it ignores.
     """
 
@@ -32,7 +32,7 @@ class CellProcess:
         argv: Sequence[str],
         env: Mapping[str, str],
         log: Path,
-        program: Sequence[str] = PROGRAM,
+        program: Sequence[str] | None = None,
         deaf: Sequence[signal.Signals] = (),
     ) -> None:
         self.log = log
@@ -44,7 +44,7 @@ class CellProcess:
             file.flush()
             self.begin = file.tell()
             self.popen = subprocess.Popen(
-                [*program, *argv],
+                [*(program or PROGRAM), *argv],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ from typing import Any
 from kvc.errors import UserError
 from kvc.sweep.board import Board, Progress, words_of
 from kvc.sweep.cells import Cell
-from kvc.sweep.process import PROGRAM, CellProcess, tail
+from kvc.sweep.process import CellProcess, tail
 from kvc.sweep.slots import NOT_INHERITED
 from kvc.sweep.state import Disk
 from kvc.sweep.status import History
@@ -59,10 +59,10 @@ class CellJob:
         root: Folder of the sweep.
         cells: All cells of the sweep, for the state of what a cell needs.
         cwd: Folder that the commands run in.
-        program: What each cell's words are given to.
+        program: What each cell's words are given to; None is `python -m kvc`.
     """
 
-    def __init__(self, root: Path, cells: list[Cell], cwd: Path, program: tuple[str, ...] = PROGRAM) -> None:
+    def __init__(self, root: Path, cells: list[Cell], cwd: Path, program: tuple[str, ...] | None = None) -> None:
         self.root, self.cells, self.cwd, self.program = root, cells, cwd, program
         self.process: CellProcess | None = None
 
@@ -117,10 +117,10 @@ class SlurmExecutor:
     Args:
         folder: Where submitit keeps its files.
         parameters: Of submitit, beside `cluster`; see `DEFAULTS`.
-        program: What each cell's words are given to.
+        program: What each cell's words are given to; None is `python -m kvc`.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, Any], program: tuple[str, ...] = PROGRAM) -> None:
+    def __init__(self, folder: Path, parameters: dict[str, Any], program: tuple[str, ...] | None = None) -> None:
         self.folder, self.program = folder, program
         self.parameters = {**DEFAULTS, **parameters}
         self.jobs: dict[str, Any] = {}
