@@ -49,7 +49,7 @@ def name_of(value: Any) -> str:
         value = "-".join(name_of(item) for item in value)
     if isinstance(value, str) and value.endswith(SUFFIXES):
         value = Path(value).stem
-    text = re.sub(r"[^\w.+-]+", "-", text_of(value)).strip("-.")
+    text = re.sub(r"[^\w.+=,-]+", "-", text_of(value)).strip("-.")
     return text[:LONGEST] or "empty"
 
 
