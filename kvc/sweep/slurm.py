@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kvc.errors import UserError
+from kvc.sweep import process
 from kvc.sweep.board import Board, Progress, words_of
 from kvc.sweep.cells import Cell
 from kvc.sweep.process import CellProcess, tail
@@ -121,7 +122,7 @@ class SlurmExecutor:
     """
 
     def __init__(self, folder: Path, parameters: dict[str, Any], program: tuple[str, ...] | None = None) -> None:
-        self.folder, self.program = folder, program
+        self.folder, self.program = folder, program or process.PROGRAM
         self.parameters = {**DEFAULTS, **parameters}
         self.jobs: dict[str, Any] = {}
 

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from sweep_stub import stub_config
 
 from kvc.__main__ import main
 from kvc.sweep.plan import Plan
 
-sys.path.insert(0, str(Path(__file__).parent))
-from stub import stub_config
-
-STUB = (sys.executable, "-I", "-S", str(Path(__file__).parent / "stub.py"))
+STUB = (sys.executable, "-I", "-S", str(Path(__file__).parent / "sweep_stub.py"))
 
 
 class StubSweep:

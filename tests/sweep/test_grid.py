@@ -115,7 +115,10 @@ BAD = {
     "unknown key of a stage": ({"stages": {"a": {"axs": {}}}}, "stages.a.axs: unknown key"),
     "key beside stages": ({"stages": {"a": {}}, "base": "x"}, "base: unknown key; a grid has name, stages"),
     "unknown key of a value": ({"axes": {"x": [{"name": "a", "sett": {}}]}}, "axes.x.sett: unknown key"),
-    "value without a name": ({"axes": {"x": [{"set": {"a": 1}}]}}, "axes.x: a value that sets several keys needs a name"),
+    "value without a name": (
+        {"axes": {"x": [{"set": {"a": 1}}]}},
+        "axes.x: a value that sets several keys needs a name",
+    ),
     "empty axis": ({"axes": {"lr": []}}, "axes.lr: expected a list of at least one value"),
     "axis is no list": ({"axes": {"lr": 3}}, "axes.lr: expected a list"),
     "no seeds": ({"seeds": []}, "seeds: expected a list of numbers"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sweep_small import SMALL
 
 from kvc.__main__ import main
 from kvc.errors import UserError
@@ -11,33 +12,6 @@ from kvc.planning import plan
 from kvc.runs import flatten
 from kvc.sweep.cells import Cell
 from kvc.sweep.state import Disk
-
-SMALL = {
-    "trainer": {
-        "accelerator": "cpu",
-        "devices": 1,
-        "max_epochs": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "deterministic": True,
-    },
-    "model": {
-        "class_path": "kvc.methods.comp.CompClassifier",
-        "init_args": {
-            "backbone": {
-                "pretrained": "tiny",
-                "from_config": True,
-                "overrides": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1},
-            },
-            "optim": {"lr": 0.01},
-        },
-    },
-    "data": {
-        "class_path": "kvc.data.comp.CompTraces",
-        "init_args": {"counts": [8, 4, 4], "steps": [2, 3], "batch_size": 4},
-    },
-}
-"""A fit of two steps on random weights."""
 
 
 @pytest.fixture
@@ -100,7 +74,8 @@ def test_a_wrong_cell_is_named_before_any_starts(here, capsys):
 def test_two_cells_that_write_one_folder_are_refused(here, capsys):
     Path("grid.yaml").write_text(
         "stages:\n  train: {base: small.yaml}\n"
-        "  check: {command: test, set: {run: '{train.run_dir}', eval_name: x}, axes: {data.init_args.steps: [[2, 3], [4, 5]]}}"
+        "  check: {command: test, set: {run: '{train.run_dir}', eval_name: x}, "
+        "axes: {data.init_args.steps: [[2, 3], [4, 5]]}}"
     )
     assert main(["sweep", "grid.yaml", "--slots", "cpu:1"]) == 2
     assert "the cells check/steps=2-3 and check/steps=4-5 both write runs/grid/train/eval/x" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_table_has_every_cell_with_status_slot_time_and_last_line(tmp_path):
     assert lines[0].split() == ["cell", "status", "where", "time", "last", "line"]
     assert lines[1].split() == ["train/lr=0", "done", "0:00:40"]
     assert lines[2].split()[:2] == ["train/lr=1", "failed"]
-    assert lines[3].split() == "train/lr=2 running slot 0 0:00:10 step 3/9 loss 1.5".split()
+    assert lines[3].split() == ["train/lr=2", "running", "slot", "0", "0:00:10", "step", "3/9", "loss", "1.5"]
     assert lines[4].split() == ["train/lr=3", "waiting"]
     # 30 s are left of the running cell and 40 s of each waiting one, on two slots.
     assert lines[6] == "1/5 done, 1 running, 2 waiting, 1 failed, about 0:00:55 left"

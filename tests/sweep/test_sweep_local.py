@@ -150,7 +150,9 @@ def test_dry_run_starts_nothing(stub_sweep, capsys):
     stub_sweep.grid(**GRID)
     assert stub_sweep.run("--dry-run") == 0
     out = capsys.readouterr().out
-    assert f"{NAMES[0]}  [missing]\n    python -m kvc fit --steps 3 --lr 1 --size s --seed_everything 1 --run_dir" in out
+    assert (
+        f"{NAMES[0]}  [missing]\n    python -m kvc fit --steps 3 --lr 1 --size s --seed_everything 1 --run_dir" in out
+    )
     assert "12 cells; nothing was started" in out
     assert not stub_sweep.root.exists()
 
