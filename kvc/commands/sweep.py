@@ -151,9 +151,15 @@ def _print_cells(cells: "list[Cell]", disk: "Disk", console: "Console") -> None:
     """Every cell with its state, what it waits for, and its command."""
     import shlex
 
+    done = set()
     for cell in cells:
         look = disk.look(cell)
-        console.print(f"{cell.name}  [{look.state}{f': {look.why}' if look.why else ''}]", markup=False, soft_wrap=True)
+        # What a cell needs may change what it finds.
+        waits = [name for name in cell.needs if name not in done]
+        if look.state == "done" and not waits:
+            done.add(cell.name)
+        state = f"waits for {waits[0]}" if waits else f"{look.state}{f': {look.why}' if look.why else ''}"
+        console.print(f"{cell.name}  [{state}]", markup=False, highlight=False, soft_wrap=True)
         needs = ", ".join(cell.needs[:3]) + (f" and {len(cell.needs) - 3} more" if len(cell.needs) > 3 else "")
         if needs:
             console.print(f"    needs {needs}", markup=False, highlight=False, soft_wrap=True)

@@ -25,6 +25,7 @@ class Progress:
         started: Seconds on the monotonic clock; 0 before.
         ended: The same.
         tail: Last lines of the log of a failed cell.
+        looked: Whether its needs are done and it was found not to be.
     """
 
     cell: Cell
@@ -35,6 +36,7 @@ class Progress:
     started: float = 0.0
     ended: float = 0.0
     tail: list[str] = field(default_factory=list)
+    looked: bool = False
 
     def seconds(self) -> float:
         """Time that it has run."""
@@ -70,9 +72,10 @@ class Board:
             if blocked := [need.cell.name for need in needs if need.status in {"failed", "skipped"}]:
                 self._end(progress, "skipped", f"needs {blocked[0]}")
             elif all(need.status == "done" for need in needs):
-                if self.disk.look(progress.cell).state == "done":
+                if not progress.looked and self.disk.look(progress.cell).state == "done":
                     self._end(progress, "done", "was done before")
                 else:
+                    progress.looked = True
                     found.append(progress)
         return found
 

@@ -9,8 +9,11 @@ from kvc.errors import UserError
 
 CPU = re.compile(r"cpu:(\d+)")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-NOT_INHERITED = ("SLURM_", "SBATCH_", "SRUN_", "PL_GLOBAL_SEED")
-"""Starts of variables that a cell must not see: Lightning would take itself for a task of a SLURM job."""
+NOT_INHERITED = (
+    *("SLURM_", "SBATCH_", "SRUN_", "TORCHELASTIC_", "PL_GLOBAL_SEED", "MASTER_ADDR", "MASTER_PORT"),
+    *("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "WORLD_SIZE"),
+)
+"""Starts of variables that a cell must not see: Lightning would take itself for a task of the surrounding job."""
 
 
 @dataclass(frozen=True)
