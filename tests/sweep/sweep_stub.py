@@ -24,6 +24,10 @@ def main(argv: list[str]) -> int:
     last = run / "checkpoints" / "last.ckpt"
     begun = last.is_file() and not overwrite
     last.parent.mkdir(parents=True, exist_ok=True)
+    there = run / "config.yaml"
+    if there.is_file() and json.loads(there.read_text()) != config and not overwrite:
+        print("stub: the folder belongs to another configuration", file=sys.stderr)
+        return 2
     (run / "config.yaml").write_text(json.dumps(config))
     seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "SLURM_JOB_ID")}
 

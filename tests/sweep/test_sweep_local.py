@@ -82,9 +82,9 @@ def test_a_second_ctrl_c_kills(stub_sweep, on_update, monkeypatch, capsys):
 
 def test_only_what_has_changed_is_made_again(stub_sweep, capsys):
     stub_sweep.grid(axes={"lr": [1, 2]})
-    stub_sweep.run()
+    assert stub_sweep.run("--slots", "cpu:1") == 0
     stub_sweep.grid(axes={"lr": [1, 2, 3]}, set={"steps": 3}, exclude=[{"lr": 1}])
-    stub_sweep.run("--slots", "cpu:1")
+    assert stub_sweep.run("--slots", "cpu:1") == 0
     assert stub_sweep.started()[2:] == ["lr=2", "lr=3"]
     assert "lr=2 is stale and is made again (steps: None there, '3' here)" in stub_sweep.history()
     assert yaml.safe_load((stub_sweep.root / "lr=2" / "config.yaml").read_text())["steps"] == "3"
