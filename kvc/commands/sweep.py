@@ -180,7 +180,7 @@ def _conclude(board: "Board", history: "History", interrupted: bool) -> int:
             history.view.say(f"  {line}")
     for progress in board.of("skipped"):
         history.view.say(f"{progress.cell.name} was skipped: {progress.note}")
-    history.say(f"sweep ended: {summary(board, 1)}")
+    history.say(f"sweep ended: {summary(board, lanes=0)}")
     if interrupted:
         history.view.say("interrupted; the same command goes on")
         return 130

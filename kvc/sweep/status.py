@@ -81,12 +81,12 @@ def clock(seconds: float) -> str:
 
 
 def summary(board: Board, lanes: int) -> str:
-    """Numbers by status, and how long the rest may take by the mean of the cells so far."""
+    """Numbers by status, and with `lanes` how long the rest may take, by the mean of the cells so far."""
     counts = board.counts()
     parts = [f"{counts['done']}/{len(board.cells)} done"]
     parts += [f"{counts[s]} {s}" for s in ("running", "waiting", "failed", "skipped", "interrupted") if counts[s]]
     times = [p.seconds() for p in board.of("done") if p.fresh]
-    if times and (left := board.of("running") + board.of("waiting")):
+    if lanes and times and (left := board.of("running") + board.of("waiting")):
         mean = sum(times) / len(times)
         work = sum(max(0.0, mean - progress.seconds()) for progress in left)
         parts.append(f"about {clock(work / max(1, min(lanes, len(left))))} left")

@@ -53,6 +53,7 @@ def test_table_fits_the_terminal_and_keeps_what_matters(tmp_path):
 
 def test_estimate_needs_a_finished_cell(tmp_path):
     board = board_of(tmp_path, 3)
+    assert summary(board, lanes=0) == "1/3 done, 1 running, 1 failed"
     board.cells["train/lr=0"].status = "waiting"
     assert summary(board, 2) == "0/3 done, 1 running, 1 waiting, 1 failed"
 
