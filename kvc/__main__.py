@@ -10,6 +10,7 @@ TRAINER_COMMANDS = {
     "predict": "write predictions without scoring them",
 }
 COMMANDS = {
+    "sweep": "run a grid of cells on GPU or CPU slots, or under SLURM",
     "compare": "finished runs side by side: tables, CSV, JSON, a page, plots, TensorBoard",
     "annotate": "mark reasoning traces with <COMP>, or analyse marked ones",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
@@ -21,6 +22,7 @@ examples:
   python -m kvc fit --config configs/comp/tiny.yaml --name first
   python -m kvc fit --config configs/comp/tiny.yaml --name second --model.optim.lr 1e-3
   python -m kvc test --run runs/first
+  python -m kvc sweep experiments/sweep_tiny.yaml --slots cpu:2
   python -m kvc compare runs/first runs/second --html report.html
   python -m kvc COMMAND --help
 """

@@ -121,7 +121,7 @@ class Cli(LightningCLI):
         run = next(iter(_options(rest, "--run")), None)
         if run is not None and command != "fit":
             self.trained = RunFolder(Path(run))
-            stored = self.trained.read_config()
+            stored = self.read_trained(self.trained)
             for key in ("run_dir", "name", "overwrite", "run", "eval_name", "save_every", "checkpoint"):
                 stored.pop(key, None)
             _unlink(stored)
@@ -137,10 +137,14 @@ class Cli(LightningCLI):
                 raise UserError("--run evaluates a trained run; fit takes --run_dir or --name")
             self.config = parser.parse_args([command, *rest])
 
+    def read_trained(self, run: RunFolder) -> dict[str, Any]:
+        """The configuration of the run that `--run` names."""
+        return run.read_config()
+
     # ------------------------------------------------------------------ the run folder
 
-    def before_instantiate_classes(self) -> None:
-        """Claim the folder before anything heavy is built."""
+    def identify(self) -> None:
+        """Find out which folder is meant, and the configuration without the trained checkpoint's digest."""
         command = str(self.subcommand)
         options = self.config[command]
         if not isinstance(options.trainer, Namespace):
@@ -148,16 +152,21 @@ class Cli(LightningCLI):
         self.config_dump: dict[str, Any]
         self._dump_config()
         self._warn_about_seeds()
-        config = self.config_dump
-        trained = self.trained
-        if trained is not None:
+        if self.trained is not None:
             if options.run_dir or options.name:
                 raise UserError("--run evaluates into RUN/eval; leave out --run_dir and --name, or use --eval_name")
-            config = {**config, "checkpoint": digest_files(trained.best())}
-            self.folder = trained.evaluation(options.eval_name or command)
+            self.folder = self.trained.evaluation(options.eval_name or command)
         else:
             self.folder = _folder_of(options)
-        self.run_config = config
+        self.run_config = self.config_dump
+
+    def before_instantiate_classes(self) -> None:
+        """Claim the folder before anything heavy is built."""
+        self.identify()
+        command, options = str(self.subcommand), self.config[str(self.subcommand)]
+        if self.trained is not None:
+            self.run_config = {**self.config_dump, "checkpoint": digest_files(self.trained.best())}
+        config = self.run_config
         if _rank() != 0:
             self.resuming = self.folder.last.is_file()
             return

@@ -116,7 +116,7 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a run folder")
-        lock = _lock(self.path)
+        lock = lock_folder(self.path)
         occupied = self.path.is_dir() and any(self.path.iterdir())
         if occupied and not self.config.is_file():
             raise UserError(f"{self.path} is not empty and holds no {CONFIG}: choose another --run_dir")
@@ -200,7 +200,7 @@ class Claim:
                 folder.rmdir()
 
 
-def _lock(folder: Path) -> IO[str] | None:
+def lock_folder(folder: Path) -> IO[str]:
     """Keep other processes out of a run folder; the lock ends with the process, however it ends.
 
     Raises:

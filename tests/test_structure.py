@@ -27,9 +27,11 @@ ALLOWED = {
     "report": {"runs", "errors", "messages", "core.files"},
     "loading": BOTTOM | {"runs"},
     "commands": BOTTOM
-    | {"cache", "eviction", "generation", "data", "methods", "report", "sweep", "runs", "loading", "__main__", ""},
+    | {"cache", "eviction", "generation", "data", "methods", "report", "sweep", "runs", "loading", "__main__", ""}
+    | {"planning"},
     "parser": BOTTOM,
     "compose": {"errors", "runs"},
+    "planning": {"errors", "runs", "cli", "sweep.plan", "__main__"},
     "cli": BOTTOM | {"callbacks", "runs", "data", "methods", "parser", "compose"},
     "__main__": {"", "errors"},
     "": {"errors", "loading"},
