@@ -53,6 +53,14 @@ class PositionedCache(Cache):
             raise ValueError(f"next_position: shape {[*value.shape]} does not fit a batch of {batch}")
         self._next = value.expand(batch).clone()
 
+    def adopt(self, next_position: torch.Tensor) -> None:
+        """Take the layers as they were filled from outside.
+
+        Args:
+            next_position: `[B]`.
+        """
+        self._next, self._alike = next_position.long(), None
+
     # Arguments of a forward
 
     def forward_kwargs(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> dict[str, Any]:
