@@ -85,6 +85,7 @@ class Rows:
     @property
     def length(self) -> int:
         """Number of slots, N."""
+        self.settle()
         return self.rows[0][0].shape[2] if self._rows is not None else 0
 
     @property
@@ -239,6 +240,8 @@ class Rows:
         """Only the given rows of the batch, in their order; one may come several times."""
         keys, values = (tuple(part[batch] for part in parts) for parts in self.rows)
         self._rows, self._seen, self._counted = (keys, values), self.seen[batch], None
+        # The longest row may be among those that are gone.
+        self._loose = self.padded
 
     def drop(self, start: int, stop: int) -> None:
         """Drop slots [start, stop)."""
