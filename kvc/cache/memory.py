@@ -162,19 +162,24 @@ class KVMemory(PositionedCache):
         if mode == "keep" or self._next is None:
             return
         self._rotation.check()
-        plans = []
-        for layer in self.layers:
-            layer.settle()
-            order = layer.seen.argsort(dim=-1, stable=True)
-            old = layer.seen.gather(2, order).long()
-            plans.append(
-                (order, old, compacted(old, prefix) if target_end is None else placed(old, prefix, target_end))
-            )
-        for index, (layer, (order, old, new)) in enumerate(zip(self.layers, plans)):
+        self.settle()
+        orders = [layer.seen.argsort(dim=-1, stable=True) for layer in self.layers]
+        before = [layer.seen.gather(2, order).long() for layer, order in zip(self.layers, orders)]
+        if target_end is None:
+            after = [compacted(old, prefix) for old in before]
+        else:
+            most = max([0, *(int((old >= prefix).sum(-1).max()) for old in before if old.numel())])
+            if most > target_end - prefix:
+                raise UserError(
+                    f"target_end: {most} rows do not fit between the prefix ({prefix}) and {target_end}, "
+                    f"it must be at least {prefix + most}"
+                )
+            after = [placed(old, prefix, target_end) for old in before]
+        for index, (layer, order, old, new) in enumerate(zip(self.layers, orders, before, after)):
             layer.keep(order)
             layer.move(self._rotation.move(index, layer.keys, old, new), new)
         if target_end is None:
-            self._next = torch.stack([new.flatten(1).amax(1) for _, _, new in plans]).amax(0) + 1
+            self._next = torch.cat([new.flatten(1) for new in after], dim=1).amax(1) + 1
         else:
             self.next_position = target_end
         self.rotated = Rotated(mode, prefix, target_end)

@@ -155,16 +155,7 @@ def placed(positions: torch.Tensor, prefix: int, target_end: int) -> torch.Tenso
 
     Returns:
         Positions `[B, H, N]`; -1 stays -1.
-
-    Raises:
-        UserError: If the block does not fit between prefix and target.
     """
     moved = positions >= prefix
-    most = int(moved.sum(-1).max()) if positions.numel() else 0
-    if most > target_end - prefix:
-        raise UserError(
-            f"target_end: {most} rows do not fit between the prefix ({prefix}) and {target_end}, "
-            f"it must be at least {prefix + most}"
-        )
     later = moved.long().flip(-1).cumsum(-1).flip(-1)
     return torch.where(moved, target_end - later, positions)
