@@ -11,10 +11,11 @@ class Progress(NamedTuple):
     """What a trigger is shown after a forward; one entry per row of the batch.
 
     Attributes:
-        seen: Tokens processed so far, prompt included, padding and evicted tokens too few to count: the row alone.
+        seen: Tokens of the row so far: prompt and evicted tokens count, padding does not.
         cached: Rows in memory now.
         last_ids: Newest token in memory.
-        tails: Decoded text of the newest tokens, at least as long as the longest marker; None where nothing is decoded.
+        tails: Decoded end of the text after the prompt, at least as long as the longest marker, so empty after the
+            prefill; None where nothing is decoded.
     """
 
     seen: list[int]
@@ -134,6 +135,8 @@ class BudgetBuffer(Trigger):
 class NewlineIds(Trigger):
     """After a token that ends a line, by its id: the original's rule.
 
+    The original looks at the most likely token, this at the one that was drawn: under greedy decoding the same.
+
     Args:
         newline_ids: Ids of the tokens that end a line.
         at_prefill: See `Trigger`.
@@ -197,7 +200,7 @@ class UntilThinkEnd(Trigger):
         self.inner.reset()
 
     def decide(self, progress: Progress, first: bool) -> list[bool]:
-        """By the inner trigger, for rows that have not ended. A prompt may hold the end of earlier thoughts."""
+        """By the inner trigger, for rows that have not ended."""
         wanted = self.inner(progress)
         if first:
             self._ended = [False] * len(progress.seen)

@@ -27,7 +27,7 @@ def feed(trigger: Trigger, texts: list[str]) -> list[int]:
     trigger.reset()
     fired, whole = [], ""
     for number, piece in enumerate(texts):
-        whole += piece
+        whole += piece if number else ""  # the first is the prompt
         if trigger(Progress([number], [number], [len(piece)], [whole[-12:]]))[0]:
             fired.append(number)
     return fired
