@@ -14,7 +14,7 @@ import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def save_memory(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata: dict[str, Any] = {
         "schema": SCHEMA,
-        "versions": {name: version(name) for name in ("kvc", "torch", "transformers", "safetensors")},
+        "versions": {name: _version(name) for name in ("kvc", "torch", "transformers", "safetensors")},
         "model": {"name": display_name(model), "hash": fingerprint(model)},
         "layers": len(memory.layers),
         "dtype": str(memory.layers[0].dtype).removeprefix("torch."),
@@ -173,6 +173,13 @@ def inside(root: str | Path, name: str | Path) -> Path:
     if path == base or base not in path.parents:
         raise UserError(f"{name}: leads out of the folder {root}")
     return path
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _names(memory: KVMemory) -> set[str]:

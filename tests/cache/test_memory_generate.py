@@ -31,6 +31,25 @@ def test_without_eviction_the_plain_models_tokens(family: str, attention: str, h
     assert memory.layers[1].positions[:, -1, -2:].tolist() == [[10, 11], [14, 15]]
 
 
+def test_adapters_and_assisted_decoding() -> None:
+    """A wrapper of PEFT around the model, and a decoder that takes tokens back."""
+    import copy
+
+    from peft import LoraConfig, get_peft_model
+
+    model, ids = tiny("llama"), tokens(1, 6).repeat(1, 2)
+    memory = KVMemory(model)
+    ours = generate(model, ids, **memory.generate_kwargs(ids), prompt_lookup_num_tokens=3, **GREEDY)
+    assert torch.equal(ours, generate(model, ids, **GREEDY))
+    assert memory.layers[0].positions[0, 0].tolist() == list(range(int(memory.next_position)))
+    config = LoraConfig(r=2, target_modules=["k_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = get_peft_model(copy.deepcopy(model), config).eval()
+    memory = KVMemory(adapted)
+    assert torch.equal(
+        generate(adapted, ids, **memory.generate_kwargs(ids), **GREEDY), generate(adapted, ids, **GREEDY)
+    )
+
+
 @pytest.mark.parametrize("more", [{"num_return_sequences": 3, **SAMPLED}, {"num_beams": 3, **GREEDY}], ids=str)
 def test_several_sequences_from_one_prompt(more: dict[str, Any]) -> None:
     model, ids = tiny("llama"), tokens(1, 6)
@@ -102,6 +121,21 @@ def test_a_left_padded_batch_is_its_single_rows(family: str, attention: str) -> 
             assert torch.allclose(ours.keys[row, :, -size:], theirs.keys[0], atol=1e-5)
             assert (ours.positions[row, :, :-size] == -1).all()
             assert (ours.keys[row, :, :-size] == 0).all()
+
+
+def test_many_questions_to_one_memory() -> None:
+    model, questions = tiny("llama"), [tokens(2, seed=5), tokens(5, seed=6), tokens(3, seed=7)]
+    memory = KVMemory(model)
+    model(tokens(1, 8), past_key_values=memory)
+    memory.keep(0, torch.tensor([[[0, 2, 5], [-1, 4, 7]]]))
+    memory.keep(1, torch.tensor([[[1, 6], [4, 7]]]))
+    ids, mask = left_padded(questions)
+    batch = memory.fork()
+    together = generate(model, ids, **batch.generate_kwargs(ids, mask), **GREEDY)[:, ids.shape[1] :]
+    for question, answer in zip(questions, together):
+        single = memory.fork()
+        alone = generate(model, question[None], **single.generate_kwargs(question[None]), **GREEDY)
+        assert torch.equal(alone[0, len(question) :], answer)
 
 
 def test_prefill_in_chunks() -> None:
