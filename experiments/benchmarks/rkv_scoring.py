@@ -6,11 +6,11 @@ One layer, 8 KV heads of 128, on Gaussian keys (hardly a pair is similar) and cl
 The arms run in turn; medians over the rounds and their ratios are reported. Where the matrix of all heads does not fit
 into memory, the literal form runs head by head; where that of one head does not fit, it is skipped, and a note says so.
 Peak memory is what each arm needs beyond its input, on a CPU by a process of its own per arm.
+On a shared CPU the wall clock tells of the neighbours too, so processor seconds of the same runs stand beside it.
 """
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +27,7 @@ from kvc.runs import provenance
 KV_HEADS, WIDTH, GROUP, WINDOW = 8, 128, 4, 8
 PROJECTION = 64
 THRESHOLD = 0.5
+UNITS = ("wall", "processor")
 
 
 def make_keys(kind: str, length: int, device: str) -> torch.Tensor:
@@ -101,24 +102,31 @@ def arms_that_fit(length: int, device: str) -> tuple[list[str], str | None]:
     return ["exact", "projected", "importance"], f"skipped: the literal form would need {gib}"
 
 
-def timed(arm: str, keys: torch.Tensor) -> float:
-    """Seconds of one call."""
+def timed(arm: str, keys: torch.Tensor) -> dict[str, float]:
+    """Seconds of one call, on the wall and of the processor."""
     if keys.is_cuda:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    wall, processor = time.perf_counter(), time.process_time()
     ARMS[arm](keys)
     if keys.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
 
 
 def _peak_in_child(arm: str, kind: str, length: int, threads: int, pipe: Any) -> None:
     torch.set_num_threads(threads)
     keys = make_keys(kind, length, "cpu")
     ARMS[arm](make_keys(kind, 64, "cpu"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Writing 5 resets the high-water mark, which importing torch has left far above what is in use.
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _status_bytes("VmRSS")
     ARMS[arm](keys)
-    pipe.send(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+    pipe.send(_status_bytes("VmHWM") - before)
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def peak_bytes(arm: str, kind: str, length: int, device: str) -> int:
@@ -144,18 +152,15 @@ def measure(kind: str, length: int, rounds: int, device: str) -> dict[str, Any]:
     """All arms at one length on one kind of keys."""
     keys = make_keys(kind, length, device)
     arms, note = arms_that_fit(length, device)
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-    for arm in arms[1:] if length > 4096 else arms:
-        timed(arm, keys)
-    for _ in range(rounds):
-        for arm in arms:
-            seconds[arm].append(timed(arm, keys))
-    medians = {arm: statistics.median(values) for arm, values in seconds.items()}
+    for arm in arms:
+        ARMS[arm](keys[:, :, :1024])
+    runs = [{arm: timed(arm, keys) for arm in arms} for _ in range(rounds)]
+    medians = {unit: {arm: statistics.median(run[arm][unit] for run in runs) for arm in arms} for unit in UNITS}
     result: dict[str, Any] = {
         "keys": kind,
         "length": length,
-        "seconds": {arm: [round(value, 5) for value in values] for arm, values in seconds.items()},
-        "median_seconds": {arm: round(value, 5) for arm, value in medians.items()},
+        "median_seconds": {unit: {arm: round(t, 5) for arm, t in medians[unit].items()} for unit in UNITS},
+        "runs": [{arm: {u: round(t, 5) for u, t in times.items()} for arm, times in run.items()} for run in runs],
         "peak_mib": {
             arm: round(peak_bytes(arm, kind, length, device) / 2**20, 1) for arm in arms if arm != "importance"
         },
@@ -164,7 +169,10 @@ def measure(kind: str, length: int, rounds: int, device: str) -> dict[str, Any]:
         result["note"] = note
     if arms[0].startswith("literal"):
         base = arms[0]
-        result["speed_up"] = {arm: round(medians[base] / medians[arm], 2) for arm in ("exact", "projected")}
+        result["speed_up"] = {
+            unit: {arm: round(medians[unit][base] / medians[unit][arm], 2) for arm in ("exact", "projected")}
+            for unit in UNITS
+        }
         truth = ARMS[base](keys)
         result["largest_relative_error"] = {
             arm: float(((ARMS[arm](keys) - truth) / truth).abs().max()) for arm in ("exact", "projected")
@@ -177,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 16384])
+    parser.add_argument("--keys", choices=("gauss", "clustered"), nargs="+", default=["gauss", "clustered"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None, help="processor threads; the machine's number by default")
     options = parser.parse_args()
@@ -186,7 +195,7 @@ def main() -> None:
     cases = []
     with torch.no_grad():
         for length in options.lengths:
-            for kind in ("gauss", "clustered"):
+            for kind in options.keys:
                 cases.append(measure(kind, length, options.rounds, device))
                 print(
                     {name: cases[-1].get(name) for name in ("keys", "length", "median_seconds", "speed_up")}, flush=True
