@@ -5,11 +5,13 @@
 Arms, interleaved in one process, medians over rounds: `read` reads the file into memory; `mapped` is `load_memory`
 without checking the content hash; `verified` with it; `pickled` is `torch.load` of the same tensors, for comparison.
 The file is in the page cache for all of them, so this measures what software adds to the disk. `mapped` returns before
-the rows were read: their pages come when attention asks for them, so `mapped_read` also sums every row once. The model
-is random; keys and values have the shape of an 8B Llama's (8 KV heads of 128), bf16.
+the rows were read: their pages come when attention asks for them, so `mapped_read` also copies every row once. The model
+is random; keys and values have the shape of an 8B Llama's (8 KV heads of 128), bf16. On a shared machine the processor
+seconds say more than the wall clock.
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -43,18 +45,18 @@ def model_of(layers: int) -> LlamaForCausalLM:
     )
 
 
-def timed(function: Callable[[], Any]) -> float:
-    """Seconds of one call; what it returns is dropped after the clock has stopped."""
-    start = time.perf_counter()
+def timed(function: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and processor seconds of one call; what it returns is dropped after the clocks have stopped."""
+    start, busy = time.perf_counter(), time.process_time()
     result = function()
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start, time.process_time() - busy
     del result
     return seconds
 
 
-def touch(memory: KVMemory) -> int:
-    """Read every row once."""
-    return sum(int(part.view(torch.int32).sum()) for layer in memory.layers for parts in layer.rows for part in parts)
+def touch(memory: KVMemory) -> list[torch.Tensor]:
+    """Copy every row once, so that its page is read."""
+    return [part.clone() for layer in memory.layers for parts in layer.rows for part in parts]
 
 
 def measure(model: LlamaForCausalLM, slots: int, rounds: int, folder: Path) -> dict[str, Any]:
@@ -73,20 +75,21 @@ def measure(model: LlamaForCausalLM, slots: int, rounds: int, folder: Path) -> d
         "verified": lambda: load_memory(path, model),
         "pickled": lambda: torch.load(pickled, weights_only=True),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
     for number in range(rounds + 1):
         for name, arm in arms.items():
             value = timed(arm)
             if number:  # the first round warms up
                 seconds[name].append(value)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return {
-        "slots": slots,
-        "megabytes": round(path.stat().st_size / 1e6, 1),
-        "save_seconds": round(saving, 4),
-        "seconds": {name: round(value, 5) for name, value in medians.items()},
-        "ratio_to_read": {name: round(value / medians["read"], 3) for name, value in medians.items()},
-    }
+    result: dict[str, Any] = {"slots": slots, "megabytes": round(path.stat().st_size / 1e6, 1)}
+    for index, unit in enumerate(("wall", "processor")):
+        medians = {name: statistics.median(value[index] for value in values) for name, values in seconds.items()}
+        result[unit] = {
+            "save_seconds": round(saving[index], 4),
+            "seconds": {name: round(value, 5) for name, value in medians.items()},
+            "ratio_to_read": {name: round(value / medians["read"], 3) for name, value in medians.items()},
+        }
+    return result
 
 
 def main() -> None:
@@ -98,6 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.manual_seed(0)
+    torch.set_num_threads(1)
     model = model_of(options.layers)
     with tempfile.TemporaryDirectory() as folder:
         lengths = [measure(model, slots, options.rounds, Path(folder)) for slots in options.slots]
@@ -107,6 +111,7 @@ def main() -> None:
         options.out,
         {
             "what": "seconds to load a memory, medians over rounds, and their ratio to reading its bytes",
+            "load_average": os.getloadavg(),
             "shape": {"layers": options.layers, "kv_heads": HEADS, "head_dim": SIZE, "dtype": "bfloat16"},
             "rounds": options.rounds,
             "threads": torch.get_num_threads(),
