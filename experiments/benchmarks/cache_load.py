@@ -5,7 +5,7 @@
 Arms, interleaved in one process, medians over rounds: `read` reads the file into memory; `mapped` is `load_memory`
 without checking the content hash; `verified` with it; `pickled` is `torch.load` of the same tensors, for comparison.
 The file is in the page cache for all of them, so this measures what software adds to the disk. `mapped` returns before
-the rows were read: their pages come when attention asks for them, so `mapped_read` also copies every row once. The model
+the rows were read: their pages come when attention asks for them, so `mapped_read` also copies every row. The model
 is random; keys and values have the shape of an 8B Llama's (8 KV heads of 128), bf16. On a shared machine the processor
 seconds say more than the wall clock.
 """
