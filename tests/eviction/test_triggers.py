@@ -88,6 +88,8 @@ def test_thinking_may_end() -> None:
     by_id = UntilThinkEnd(NewlineIds({13}), end_id=99)
     tokens = [1, 13, 99, 13, 13]
     assert [by_id(Progress([n], [n], [t]))[0] for n, t in enumerate(tokens)] == [True, True, False, False, False]
+    counted = UntilThinkEnd(EveryTokens(3), end_id=99)
+    assert run(counted, 6, 8) == run(counted, 7, 8) == [0, 3, 6], "the inner count starts anew too"
     by_text = UntilThinkEnd(NewlineText())
     texts = ["</think> old", "a\n", "b", "\n", "</th", "ink>", "\n", "c", "\n"]
     assert feed(by_text, texts)[:3] == [0, 1, 3]
