@@ -31,6 +31,13 @@ def test_bytes_shrink_to_the_budget(family: str) -> None:
     assert memory.tokens.tolist() == [7, 7, 7]
 
 
+def test_a_view_does_not_keep_its_whole_alive() -> None:
+    fused = torch.randn(3, 1, 2, 5, 8)
+    memory = KVMemory(tiny("llama"))
+    memory.layers[0].append(fused[1], fused[2], torch.arange(5)[None], padded=False)
+    assert memory.bytes == 2 * 5 * ROW + 5 * 4
+
+
 @torch.no_grad()
 def test_old_rows_are_freed() -> None:
     import gc
