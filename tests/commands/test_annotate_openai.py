@@ -1,5 +1,6 @@
 """`annotate --annotator openai` against a server on this machine: results, troubles that pass, invalid replies."""
 
+import itertools
 import json
 import time
 from email.utils import formatdate
@@ -141,8 +142,10 @@ def test_too_long_a_wait_stops(tmp_path, serve, run, capsys) -> None:
 
 def test_an_outage_stops_and_the_same_command_goes_on(tmp_path, serve, run, capsys) -> None:
     def behave(text: str, nth: int, body: dict[str, Any]) -> Answer:
-        return Answer(status=500, error="down") if server.done >= 4 and not up else Answer(right(text))
+        # Counted when asked: two requests in flight must not both be the fourth.
+        return Answer(right(text)) if next(asked) < 4 or up else Answer(status=500, error="down")
 
+    asked = itertools.count()
     up: list[bool] = []
     server = serve(behave)
     assert run(server, "--max_attempts", "2", "--concurrency", "2", number=10) == 2
