@@ -28,12 +28,10 @@ class LineProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Print if it is time."""
-        now = time.monotonic()
-        if now - self._last < self.every or not trainer.is_global_zero:
+        if not self._due(trainer):
             return
-        self._last = now
         done, total = trainer.global_step, pl_module.total_steps()  # type: ignore[operator]
-        rate = (done - self._first_step) / (now - self._begun)
+        rate = (done - self._first_step) / (self._last - self._begun)
         loss = trainer.callback_metrics.get("train/loss")
         shown = "" if loss is None else f"loss {float(loss):.4f}  "
         print(f"step {done}/{total}  {shown}{rate:.1f} steps/s  {_left(total - done, rate)} left", flush=True)
@@ -71,11 +69,17 @@ class LineProgress(Callback):
         self._evaluated(trainer, batch_idx + 1, sum(trainer.num_predict_batches))
 
     def _evaluated(self, trainer: Trainer, done: int, total: float) -> None:
+        if self._due(trainer):
+            rate = done / (self._last - self._begun)
+            print(f"batch {done}/{total}  {_left(total - done, rate)} left", flush=True)
+
+    def _due(self, trainer: Trainer) -> bool:
+        """Whether it is time for a line; if so, the next one is counted from now."""
         now = time.monotonic()
         if now - self._last < self.every or not trainer.is_global_zero:
-            return
+            return False
         self._last = now
-        print(f"batch {done}/{total}  {_left(total - done, done / (now - self._begun))} left", flush=True)
+        return True
 
 
 def _left(count: float, rate: float) -> timedelta | str:

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kvc.core.backbone import tiny_folder
 from kvc.data.synthetic.base import Segment
 from kvc.data.synthetic.example import Example, Turn, text_chunks
 from kvc.data.synthetic.tasks import TASKS, example
@@ -16,24 +15,13 @@ from kvc.methods.lm.teacher_forcing import _batches, _outcome, _view, encode, sc
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(tiny_folder())
+def tokenizer(tiny_folder):
+    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        max_position_embeddings=4096,
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+def model(tiny_folder):
+    return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
 
 
 def view_of(tokenizer, items, seed=0):

@@ -3,6 +3,7 @@
 from matplotlib.figure import Figure
 
 from kvc.core.results import Summary, Value
+from kvc.data.synthetic.tasks import TASKS
 from kvc.methods.lm.arms import ARMS, FULL
 
 COLORS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a")
@@ -37,7 +38,7 @@ def arms_by_task(summary: Summary, levels: dict[str, list[str]]) -> Figure:
         if metric == "exact_match":
             axis.set_ylim(-0.03, 1.03)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small", frameon=False)
+        axis.legend(title=TASKS[task].unit, fontsize="small", title_fontsize="small", frameon=False)
     return figure
 
 
