@@ -1,0 +1,1 @@
+"""Decoding new text: the loop, and what plugs into it."""
