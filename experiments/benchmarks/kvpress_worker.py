@@ -79,7 +79,7 @@ class Prefix:
         parts = []
         for ids in self.ids[:, :-1].split(max(1, PREFILL_TOKENS // cell.length)):
             cache = DynamicCache(config=model.config)
-            with torch.inference_mode():
+            with torch.no_grad():
                 model(ids, past_key_values=cache, logits_to_keep=1)
             parts.append([(layer.keys.cpu(), layer.values.cpu()) for layer in cache.layers])
         self.rows = [tuple(torch.cat(side) for side in zip(*layers)) for layers in zip(*parts)]
@@ -268,7 +268,7 @@ def run(side: Plain, prefix: Prefix, cell: Cell, record: bool = False) -> dict[s
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         cache = side.cache(prefix)
         ledger = stack.enter_context(Ledger(side, cell.lead)) if record else None
         stack.enter_context(side.around(cell))
