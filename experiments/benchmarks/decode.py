@@ -32,9 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kvc.eviction.eviction import Eviction
-from kvc.generation.decode import generate
-from kvc.generation.protocols import Compressor
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -47,8 +44,11 @@ from kvc.core.backbone import Backbone
 from kvc.core.files import write_json
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
+from kvc.eviction.eviction import Eviction
 from kvc.eviction.registry import make_policy
 from kvc.eviction.triggers import EveryTokens
+from kvc.generation.decode import generate
+from kvc.generation.protocols import Compressor
 from kvc.runs import provenance
 
 SHAPES: dict[str, dict[str, Any] | None] = {
@@ -77,7 +77,7 @@ SHAPES: dict[str, dict[str, Any] | None] = {
 """Fields of a Llama with random weights; None is the shipped tiny model."""
 
 GRIDS: dict[str, dict[str, tuple[list[int], list[int]]]] = {
-    "small": {"tiny": ([1, 16], [1024]), "small": ([1, 8], [1024, 2048]), "llama8b": ([1, 8], [2048, 8192])},
+    "small": {"tiny": ([1, 16], [1024]), "small": ([1, 4], [2048]), "llama8b": ([1, 8], [2048, 8192])},
     "full": {
         "tiny": ([1, 16], [512, 1024, 3072]),
         "small": ([1, 4, 16], [1024, 4096, 8192]),
@@ -85,10 +85,10 @@ GRIDS: dict[str, dict[str, tuple[list[int], list[int]]]] = {
     },
 }
 """Batches and lengths of each shape."""
-SIZES = {"small": (256, 64), "full": (512, 128)}
+SIZES = {"small": (256, 32), "full": (512, 128)}
 """Budget and interval."""
-POLICIES = ("rkv", "snapkv", "tova", "knorm", "keydiff", "streaming_llm")
-PRESSES = ("none", "snapkv", "tova", "knorm", "keydiff", "streaming_llm")
+POLICIES = ("rkv", "snapkv", "tova", "knorm", "streaming_llm")
+PRESSES = ("none", "snapkv", "tova", "knorm", "streaming_llm")
 COPIES = {"cpu": 5, "cuda": 2}
 """Full caches that exist at a time: on a CPU also the stored prompt, here and in the other process."""
 
@@ -300,7 +300,7 @@ def grid_cells(options: argparse.Namespace, shape: str) -> list[Cell]:
 
 def overhead_cells() -> list[Cell]:
     """Batch 1 and 16, a short prompt."""
-    return [Cell(batch, 128, lead=8, new=128) for batch in (1, 16)]
+    return [Cell(batch, 128, lead=4, new=64) for batch in (1, 16)]
 
 
 def measure_shape(

@@ -294,7 +294,8 @@ def measure(
         tick: Told the name of the arm before every run.
 
     Returns:
-        The cell and for every arm its median seconds, tokens a second, memory, ratio (median over rounds), all runs.
+        The cell and for every arm its median seconds, tokens a second, memory, ratio (median over rounds, and its
+        range), whether its tokens are those of the first, and all runs.
     """
     recorded, failed = {}, {}
     for name, arm in arms.items():
