@@ -28,6 +28,13 @@ ROW = 2 * 2 * 2 * 8 * 4
 """Bytes of a token: keys and values, 2 layers, 2 KV heads of 8, float32."""
 
 
+@pytest.fixture(autouse=True)
+def without_collecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look through all that pytest holds takes longer than the runs."""
+    monkeypatch.setattr(kvpress_worker.gc, "collect", lambda: 0)
+    monkeypatch.setattr(kvpress_worker.gc, "freeze", lambda: None)
+
+
 @pytest.fixture
 def model() -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -211,6 +218,17 @@ def test_an_interpreter_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         decode.Kvpress(str(tmp_path / "missing"), {}, tmp_path)
     with pytest.raises(UserError, match="--kvpress_python: the other process has ended"):
         decode.Kvpress("/bin/false", {}, tmp_path)
+
+
+def test_what_every_memory_must_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"cpu": 10.0, "cuda": 10.0}
+    monkeypatch.setattr(decode, "available_bytes", lambda memory: free[memory] * 2**30)
+    cell = Cell(batch=1, length=1000, lead=10, new=14)
+    assert decode.too_large(cell, 2**20, "cpu") is None
+    assert decode.too_large(cell, 2**21, "cpu") == "skipped: 5 caches of 2.0 GiB do not fit into cpu memory"
+    assert decode.too_large(cell, 2**21, "cuda") is None
+    free["cuda"] = 4.0
+    assert str(decode.too_large(cell, 2**21, "cuda")).endswith("cuda memory")
 
 
 def test_the_8b_shape_needs_a_gpu(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ measured time, as a share of the bandwidth of a large copy on the same device (o
 
 import argparse
 import copy
+import gc
 import json
 import os
 import subprocess
@@ -89,8 +90,8 @@ SIZES = {"small": (256, 32), "full": (512, 128)}
 """Budget and interval."""
 POLICIES = ("rkv", "snapkv", "tova", "knorm", "streaming_llm")
 PRESSES = ("none", "snapkv", "tova", "knorm", "streaming_llm")
-COPIES = {"cpu": 5, "cuda": 2}
-"""Full caches that exist at a time: on a CPU also the stored prompt, here and in the other process."""
+COPIES = {"cpu": {"cpu": 5}, "cuda": {"cpu": 2, "cuda": 2}}
+"""Full caches that a device needs in each memory: stored prompts, here and in the other process, and what grows."""
 
 Arm = Callable[[bool], dict[str, Any]]
 
@@ -282,6 +283,9 @@ def local_arm(side: Plain, prefix: Prefix, cell: Cell) -> Arm:
             return run(side, prefix, cell, record)
         except torch.OutOfMemoryError:
             return {"error": "out of memory"}
+        finally:
+            if side.model.device.type == "cuda":
+                torch.cuda.empty_cache()  # the other process needs it next
 
     return arm
 
@@ -301,6 +305,15 @@ def grid_cells(options: argparse.Namespace, shape: str) -> list[Cell]:
 def overhead_cells() -> list[Cell]:
     """Batch 1 and 16, a short prompt."""
     return [Cell(batch, 128, lead=4, new=64) for batch in (1, 16)]
+
+
+def too_large(cell: Cell, row: int, device: str) -> str | None:
+    """Why a cell is skipped; None if it fits."""
+    full = cell.batch * (cell.length + cell.lead + cell.new) * row
+    for memory, copies in COPIES[device].items():
+        if copies * full > 0.8 * available_bytes(memory):
+            return f"skipped: {copies} caches of {full / 2**30:.1f} GiB do not fit into {memory} memory"
+    return None
 
 
 def measure_shape(
@@ -335,10 +348,8 @@ def measure_shape(
             sides = grid_sides(model) if part == "grid" else overhead_sides(model)
             rounds = options.rounds if part == "grid" else options.overhead_rounds
             for cell in grid_cells(options, shape) if part == "grid" else overhead_cells():
-                needed = COPIES[options.device] * cell.batch * (cell.length + cell.lead + cell.new) * row
-                if needed > 0.8 * available_bytes(options.device):
-                    skipped = f"skipped: {needed / 2**30:.0f} GiB for full caches, which every side starts with"
-                    report(part, {"shape": shape, **asdict(cell), "note": skipped, "sides": {}})
+                if note := too_large(cell, row, options.device):
+                    report(part, {"shape": shape, **asdict(cell), "note": note, "sides": {}})
                     continue
                 tick("prefill")
                 prefix = Prefix(model, cell)
@@ -422,6 +433,7 @@ def main(words: list[str] | None = None) -> None:
         raise UserError("--shape: llama8b needs --device cuda")
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     logging.disable_progress_bar()
+    gc.freeze()  # what was imported stays, and takes longer to look through before each run than some runs take
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     result: dict[str, Any] = {

@@ -76,13 +76,20 @@ class Prefix:
         draw = torch.Generator().manual_seed(cell.batch * 100_003 + cell.length)
         size = (cell.batch, cell.length)
         self.ids = torch.randint(3, model.config.vocab_size, size, generator=draw).to(model.device)
-        parts = []
-        for ids in self.ids[:, :-1].split(max(1, PREFILL_TOKENS // cell.length)):
-            cache = DynamicCache(config=model.config)
+        config, step = model.config, max(1, PREFILL_TOKENS // cell.length)
+        shape = (cell.batch, config.num_key_value_heads, cell.length - 1, config.head_dim)
+        # Filled part by part: two copies of a long batch may not fit.
+        self.rows = [
+            (torch.empty(shape, dtype=model.dtype), torch.empty(shape, dtype=model.dtype))
+            for _ in range(config.num_hidden_layers)
+        ]
+        for start in range(0, cell.batch, step):
+            cache = DynamicCache(config=config)
             with torch.no_grad():
-                model(ids, past_key_values=cache, logits_to_keep=1)
-            parts.append([(layer.keys.cpu(), layer.values.cpu()) for layer in cache.layers])
-        self.rows = [tuple(torch.cat(side) for side in zip(*layers)) for layers in zip(*parts)]
+                model(self.ids[start : start + step, :-1], past_key_values=cache, logits_to_keep=1)
+            for (keys, values), layer in zip(self.rows, cache.layers):
+                keys[start : start + step] = layer.keys.cpu()
+                values[start : start + step] = layer.values.cpu()
 
 
 class Plain:
@@ -401,6 +408,7 @@ def main() -> None:
         out.write(text)
         out.flush()
 
+    gc.freeze()
     worker = Worker(settings)
     if options.serve:
         worker.serve(sys.stdin, write)
