@@ -144,4 +144,3 @@ class Eviction:
             memory.evict(number, at, chosen)
             debug.report(number, before, layer.length, int(memory.next_position.max()))
         return sorted(shrunk)
-

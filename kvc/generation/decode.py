@@ -257,7 +257,7 @@ class _Loop:
             self._note()
 
     def _note(self) -> None:
-        self.usage.record(self.alive, [self.cached[row] for row in self.alive], self.memory.bytes)
+        self.usage.record(self.alive.copy(), [self.cached[row] for row in self.alive], self.memory.bytes)
 
     def _lap(self) -> float:
         """Seconds since the last call, of work that is really done."""
