@@ -385,7 +385,7 @@ def other_process(shape: str, model: LlamaForCausalLM, options: argparse.Namespa
 
 
 def line(part: str, result: dict[str, Any]) -> str:
-    """One cell, for people."""
+    """One cell, for people; in brackets the ratios of wall clock and processor."""
     where = f"{part} {result['shape']} batch {result['batch']} length {result['length']}:"
     if not result["sides"]:
         return f"{where} {result['note']}"
