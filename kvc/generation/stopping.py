@@ -34,8 +34,11 @@ class StopStrings:
         if not strings:
             raise UserError("strings: at least one stop string is needed, got none")
         for string in strings:
+            # Bytes without a character look like this until the rest arrives, so a match would come too early.
             if not string or MISSING in string:
-                raise UserError(f"strings: {string!r} cannot be a stop string, since no decoded text shows it")
+                raise UserError(
+                    f"strings: {string!r} cannot be a stop string: it needs characters, and none may be U+FFFD"
+                )
         if delay < 0:
             raise UserError(f"delay: it counts tokens after a stop string and cannot be negative, got {delay}")
         self.strings, self.delay = tuple(strings), delay
@@ -78,5 +81,5 @@ class StopStrings:
         A string that was not there before ends in the new text, so all but its last character may be old.
         """
         new = sum(self._tails.piece(token).most for token in row[self._seen[number] :])
-        text = self._tails.tail(row, self._longest - 1 + new).rstrip(MISSING)
+        text = self._tails.tail(row, self._longest - 1 + new)
         return any(string in text for string in self.strings)

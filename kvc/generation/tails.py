@@ -29,11 +29,11 @@ class Piece(NamedTuple):
 class TextTails:
     r"""Decodes the last characters of every row.
 
-    A row is cut before an *anchor*: a token that by itself decodes to visible text. Its text is thrown away, and what
-    follows it is exact for every decoder that works token by token: a space that a decoder drops at the start of a
-    text is lost from the anchor; an anchor starts and ends on the border of a character; and it is no `<0x41>` token,
-    since a decoder with byte fallback turns a whole run of those into `\ufffd` when one of them is wrong. The cut
-    moves to the left until enough text follows it, in the worst case to the start of the row.
+    A row is cut before an *anchor*: a token that by itself decodes to whole characters. Its text is thrown away, and
+    what follows it is exact: spaces that a decoder drops at the start of a text are lost from the anchor; an anchor
+    starts and ends on the border of a character; and it is no `<0x41>` token, since a decoder with byte fallback turns
+    a whole run of those into `\ufffd` when one of them is wrong. The cut moves to the left until enough text follows
+    it, so a tail costs more after a long run of tokens that are parts of characters, at worst the whole row.
 
     Args:
         tokenizer: A fast tokenizer.
@@ -77,7 +77,7 @@ class TextTails:
         if token not in self._pieces:
             name = self.tokenizer.convert_ids_to_tokens(token) or ""
             text = self._decode([token])
-            whole = bool(text.strip()) and MISSING not in text and not BYTE_TOKEN.fullmatch(name)
+            whole = bool(text) and MISSING not in text and not BYTE_TOKEN.fullmatch(name)
             # One more than the symbols of its name: some decoders write a space between tokens.
             self._pieces[token] = Piece(len(text) if whole else 0, len(name) + 1)
         return self._pieces[token]

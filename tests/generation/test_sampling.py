@@ -125,6 +125,17 @@ def test_the_ends_of_the_unit_interval_give_tokens_that_are_kept(monkeypatch: py
         assert sampler(logits_BV, [0]).tolist() == [token]
 
 
+def test_rare_tokens_behind_a_likely_one_keep_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a billionth just below one are lost in float32."""
+    rare, tokens = 1e-9, torch.arange(1, 1000, 37)
+    row = torch.full((1000,), math.log(rare))
+    row[0] = 0.0
+    sampler = Sampling(temperature=1.0, top_p=1.0)
+    point = (1 + (tokens.double() - 0.5) * rare) / (1 + 999 * rare)
+    monkeypatch.setattr(sampler, "_draw", lambda rows: point)
+    assert torch.equal(sampler(row.expand(len(tokens), -1), range(len(tokens))), tokens)
+
+
 def test_narrow_logits_are_widened_and_left_alone() -> None:
     logits_SBV = logits(3, 30).bfloat16()
     before = logits_SBV.clone()
