@@ -26,7 +26,7 @@ from kvc.generation.protocols import Compressor, Progress
 from kvc.generation.sampling import Greedy, Sampler
 from kvc.generation.static import StaticStep
 from kvc.generation.stopping import StopStrings
-from kvc.generation.streaming import check_streamable
+from kvc.generation.streaming import StreamTo
 from kvc.generation.tails import TextTails
 
 
@@ -74,8 +74,7 @@ def generate(
     _check(model, input_ids, attention_mask, max_new_tokens, samples)
     if compressor is not None and compressor.characters and tokenizer is None:
         raise UserError("tokenizer: this compressor reads the text, so the decode loop needs a tokenizer")
-    if streamer is not None:
-        check_streamable(len(input_ids) * samples)
+    stream = StreamTo(streamer) if streamer is not None else None
     memory = KVMemory(model) if memory is None else memory
     loop = _Loop(model, memory, compressor, sampler or Greedy(), _ends(model, eos_token_id), stop)
     if compressor is not None:
@@ -83,13 +82,15 @@ def generate(
             loop.tails = TextTails(tokenizer, compressor.characters)
         compressor.begin(model, memory)
     try:
+        if stream is not None:
+            stream.put(input_ids.repeat_interleave(samples, dim=0))
         loop.prefill(input_ids, attention_mask, samples)
         if static is not None and max_new_tokens > 1:
             loop.freeze(static, max_new_tokens)
         for step in range(1, max_new_tokens + 1):
             new = loop.choose()
-            if streamer is not None:
-                streamer.put(torch.tensor(new))
+            if stream is not None:
+                stream.put(torch.tensor(new))
             if step == max_new_tokens:
                 loop.alive = []
             if loop.alive:
@@ -107,8 +108,8 @@ def generate(
         loop.thaw()
         if compressor is not None:
             compressor.end()
-        if streamer is not None:
-            streamer.end()
+        if stream is not None:
+            stream.end()
     return loop.output(tokenizer)
 
 
@@ -127,7 +128,7 @@ def _check(
 
 def _ends(model: PreTrainedModel, eos_token_id: int | Collection[int] | None) -> frozenset[int]:
     """Tokens that end an answer."""
-    ids = model.generation_config.eos_token_id if eos_token_id is None else eos_token_id  # type: ignore[union-attr]
+    ids = model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
     if ids is None:
         return frozenset()
     return frozenset([ids] if isinstance(ids, int) else ids)
