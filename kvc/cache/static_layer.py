@@ -73,12 +73,16 @@ class StaticLayer(CacheLayerMixin):
         """The buffers."""
         return [part for part in (self._keys, self._values, self._seen, self._mass) if part is not None]
 
-    def rows(self) -> Rows:
-        """The slots in use as ordinary rows that share the buffers until they change."""
+    def rows(self, padded: bool = False) -> Rows:
+        """The slots in use as ordinary rows, which share the buffers until they change.
+
+        Args:
+            padded: Whether empty slots may be anywhere.
+        """
         view, mass = Rows(Full()), self.mass
         view.weighed = mass is not None
-        view.set((self.keys,), (self.values,), self._seen[..., : self.length], self.dtype, padded=False, mass=mass)
-        view.padded = self.padded
+        view.set((self.keys,), (self.values,), self._seen[..., : self.length], self.dtype, padded, mass)
+        view.padded |= self.padded
         return view
 
     # In a forward
@@ -134,9 +138,11 @@ class StaticLayer(CacheLayerMixin):
         self._fill(rows)
 
     def vacate(self, batch: torch.Tensor) -> None:
-        """Drop all rows of these rows of the batch; their slots stay, empty."""
+        """Drop all rows of these rows of the batch."""
         self._seen[batch] = -1
-        self.padded = True
+        rows = self.rows(padded=True)
+        # The others move to where the longest was, or their bound would not hold.
+        self._fill(rows)
 
     def _fill(self, rows: Rows) -> None:
         self.length, self.padded = rows.length, rows.padded
