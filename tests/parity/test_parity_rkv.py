@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvc.cache.memory import KVMemory
@@ -40,7 +39,9 @@ def policy_of(config: dict[str, Any], method: str) -> Policy:
     names = {"window_size": "window", "kernel_size": "kernel_size"}
     if method == "rkv":
         names |= {name: name for name in ("mix_lambda", "retain_ratio", "retain_direction")}
-    return make_policy(method, order="score", **{ours: config[theirs] for theirs, ours in names.items() if theirs in config})
+    return make_policy(
+        method, order="score", **{ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    )
 
 
 def plain_view(keys: torch.Tensor, queries: torch.Tensor) -> View:
