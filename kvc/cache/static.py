@@ -138,6 +138,10 @@ class StaticMemory(HookedCache):
         """
         self.layers[layer].keep(indices)
 
+    def evict(self, layer: int, batch: torch.Tensor, indices: torch.Tensor) -> None:
+        """Keep only the slots `[R, H, K]` of a layer in some rows `[R]` of the batch."""
+        self.layers[layer].evict(batch, indices)
+
     def retire(self, rows: torch.Tensor) -> None:
         """These rows of the batch have ended: their slots are empty from now on."""
         self._alive[rows] = 0

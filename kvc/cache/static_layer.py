@@ -137,6 +137,12 @@ class StaticLayer(CacheLayerMixin):
         rows.keep(indices)
         self._fill(rows)
 
+    def evict(self, batch: torch.Tensor, indices: torch.Tensor) -> None:
+        """Keep only the given rows in some rows of the batch, in the same buffers; see `Rows.evict`."""
+        rows = self.rows()
+        rows.evict(batch, indices)
+        self._fill(rows)
+
     def vacate(self, batch: torch.Tensor) -> None:
         """Drop all rows of these rows of the batch."""
         self._seen[batch] = -1
@@ -165,7 +171,7 @@ class StaticLayer(CacheLayerMixin):
         """Keys that the next forward attends to, and the offset of the first."""
         return self.capacity, 0
 
-    def get_seq_length(self) -> torch.Tensor:  # type: ignore[override]
+    def get_seq_length(self) -> torch.Tensor:
         """Number of slots in use; a tensor, because a number would tie compiled code to its value."""
         return self._cursor[0]
 

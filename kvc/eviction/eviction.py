@@ -12,8 +12,10 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from kvc.cache.layer import MemoryLayer
 from kvc.cache.memory import KVMemory
 from kvc.cache.static import StaticMemory
+from kvc.cache.static_layer import StaticLayer
 from kvc.core.attention import open_door
 from kvc.errors import UserError
 from kvc.eviction import debug
@@ -143,8 +145,9 @@ class Eviction:
         assert self._memory is not None, "begin() comes first"
         memory = self._memory
         memory.settle()
+        layers: Sequence[MemoryLayer | StaticLayer] = memory.layers
         shrunk: set[int] = set()
-        for number, (layer, budget) in enumerate(zip(memory.layers, self._budgets)):
+        for number, (layer, budget) in enumerate(zip(layers, self._budgets)):
             before = layer.length
             if before < budget:
                 continue
@@ -160,4 +163,3 @@ class Eviction:
             memory.evict(number, at, chosen)
             debug.report(number, before, layer.length, int(memory.next_position.max()))
         return sorted(shrunk)
-

@@ -47,9 +47,9 @@ class Ring:
             order = torch.cat([held, valid], dim=1).to(torch.int8).argsort(dim=1, stable=True)
             joined = joined.gather(2, order[:, None, :, None].expand_as(joined))
         last = joined[:, :, -self.window :]
-        held = last.shape[2]
-        self._buffer = torch.cat([last, last.new_zeros(*last.shape[:2], self.window - held, last.shape[3])], dim=2)
-        self._pushed = torch.full((1,), held, device=query.device)
+        batch, heads, count, width = last.shape
+        self._buffer = torch.cat([last, last.new_zeros(batch, heads, self.window - count, width)], dim=2)
+        self._pushed = torch.full((1,), count, device=query.device)
 
     def ordered(self) -> torch.Tensor | None:
         """The queries in order of time, `[B, Hq, <= W, D]`; None before the first forward."""

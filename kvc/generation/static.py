@@ -97,7 +97,7 @@ class _Graph:
     def __init__(self, model: PreTrainedModel, memory: StaticMemory) -> None:
         self._model, self._memory = model, memory
         self._steps = 0
-        self._side = torch.cuda.Stream(memory.next_position.device)
+        self._side = torch.cuda.Stream(memory.next_position.device)  # type: ignore[no-untyped-call]
         self._graph = torch.cuda.CUDAGraph()
         self._tokens = torch.empty(0)
         self._logits = torch.empty(0)
