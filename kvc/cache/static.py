@@ -40,11 +40,7 @@ class StaticMemory(HookedCache):
     layers: list[StaticLayer]
 
     def __init__(self, memory: KVMemory, capacity: Sequence[int]) -> None:
-        if memory.codec.storage != "full":
-            raise UserError(
-                f"storage: static decoding writes rows as the model makes them, and this memory stores "
-                f"{memory.codec.storage}: use a full one, or decode without static shapes"
-            )
+        check_storage(memory)
         memory.settle()
         for layer, slots in zip(memory.layers, capacity, strict=True):
             if slots < layer.length:
@@ -182,3 +178,16 @@ class StaticMemory(HookedCache):
         self._noted.add_(self._alive)
         for layer in self.layers:
             layer.advance()
+
+
+def check_storage(memory: KVMemory) -> None:
+    """Refuse a memory that cannot become static.
+
+    Raises:
+        UserError: If it stores its rows in codes.
+    """
+    if memory.codec.storage != "full":
+        raise UserError(
+            f"storage: static decoding writes rows as the model makes them, and this memory stores "
+            f"{memory.codec.storage}: use a full one, or decode without static shapes"
+        )

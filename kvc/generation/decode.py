@@ -76,6 +76,8 @@ def generate(
         raise UserError("tokenizer: this compressor reads the text, so the decode loop needs a tokenizer")
     stream = StreamTo(streamer) if streamer is not None else None
     memory = KVMemory(model) if memory is None else memory
+    if static is not None:
+        static.check(memory, input_ids.device)
     loop = _Loop(model, memory, compressor, sampler or Greedy(), _ends(model, eos_token_id), stop)
     if compressor is not None:
         if tokenizer is not None and compressor.characters:

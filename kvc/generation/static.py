@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from kvc.cache.static import StaticMemory
+from kvc.cache.hooks import attach
+from kvc.cache.memory import KVMemory
+from kvc.cache.static import StaticMemory, check_storage
 from kvc.errors import UserError
 
 Mode = Literal["eager", "compile", "graph"]
@@ -42,18 +44,28 @@ class StaticStep:
         self._graph: _Graph | None = None
         self._fresh = True
 
+    def check(self, memory: KVMemory, device: torch.device) -> None:
+        """Refuse what could not be decoded on.
+
+        Args:
+            memory: The memory that would become static.
+            device: Of the tokens.
+
+        Raises:
+            UserError: If the memory stores its rows in codes, or a graph is wanted elsewhere than on a CUDA device.
+        """
+        check_storage(memory)
+        if self.mode == "graph" and device.type != "cuda":
+            raise UserError(f"mode: 'graph' captures CUDA kernels, and the model runs on {device.type}: use 'compile'")
+
     def begin(self, model: PreTrainedModel, memory: StaticMemory) -> None:
         """The steps to come are on this memory.
 
         Args:
             model: In eval mode.
             memory: Made from a memory of this model.
-
-        Raises:
-            UserError: If a graph is wanted and the memory is not on a CUDA device.
         """
-        if self.mode == "graph" and not memory.next_position.is_cuda:
-            raise UserError("mode: 'graph' captures CUDA kernels, and the model is not on a CUDA device: use 'compile'")
+        attach(model)
         self._model, self._memory, self._fresh = model, memory, True
         self._graph = _Graph(model, memory) if self.mode == "graph" else None
 
