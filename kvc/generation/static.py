@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from kvc.cache.hooks import attach
 from kvc.cache.memory import KVMemory
 from kvc.cache.static import StaticMemory, check_storage
+from kvc.core.attention import open_door
 from kvc.errors import UserError
 
 Mode = Literal["eager", "compile", "graph"]
@@ -66,6 +67,9 @@ class StaticStep:
             memory: Made from a memory of this model.
         """
         attach(model)
+        if self.mode == "compile" and model.config._attn_implementation == "sdpa":
+            # The project's own function does not copy keys for every query head.
+            open_door(model)
         self._model, self._memory, self._fresh = model, memory, True
         self._graph = _Graph(model, memory) if self.mode == "graph" else None
 

@@ -158,10 +158,9 @@ def test_new_rows_begin_without_attention() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="storage: .* int8"):
-        coded = KVMemory(tiny("llama", "sdpa"), storage="int8")
-        with torch.no_grad():
-            tiny("llama", "sdpa")(tokens(1, 4), past_key_values=coded)
+    coded = KVMemory(tiny("llama", "sdpa"), storage="int8")
+    plain(tiny("llama", "sdpa"), coded, tokens(1, 4))
+    with pytest.raises(UserError, match=r"storage: .* int8"):
         StaticMemory.of(coded, CAPACITY)
     with pytest.raises(ValueError, match="no next position"):
         StaticMemory.of(KVMemory(tiny("llama", "sdpa")), CAPACITY)

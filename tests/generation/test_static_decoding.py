@@ -277,7 +277,7 @@ def test_modes_that_cannot_be() -> None:
         StaticStep("fast")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="mode: 'graph' captures CUDA"):
         generate(model, ids, mask, max_new_tokens=5, static=StaticStep("graph"))
-    with pytest.raises(UserError, match="storage: .* int4"):
+    with pytest.raises(UserError, match=r"storage: .* int4"):
         generate(model, ids, mask, max_new_tokens=5, memory=KVMemory(model, "int4"), static=StaticStep())
 
 
