@@ -89,7 +89,7 @@ def measure(name: str, batch: int, options: Any, device: str) -> dict[str, Any]:
     return {
         "model": name,
         "batch": batch,
-        "compressions": [units.pop("compressions") for units in medians.values()],
+        "compressions": {arm: units.pop("compressions") for arm, units in medians.items()},
         "median": {arm: {unit: round(value, 4) for unit, value in units.items()} for arm, units in medians.items()},
         "speed_up": {
             unit: {arm: round(medians["dynamic"][unit] / medians[arm][unit], 3) for arm in steps}

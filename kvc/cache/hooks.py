@@ -55,6 +55,8 @@ def attention_modules(stack: nn.Module) -> list[nn.Module]:
 
 def _memory(args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookedCache | None:
     """The memory among the arguments: models do not agree on its name."""
+    if isinstance(usual := kwargs.get("past_key_values"), HookedCache):
+        return usual
     return next((value for value in (*kwargs.values(), *args) if isinstance(value, HookedCache)), None)
 
 

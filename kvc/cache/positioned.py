@@ -149,7 +149,9 @@ class PositionedCache(HookedCache):
         valid = mask[:, -new:].bool() if mask is not None and flat else None
         if valid is not None and bool(valid.all()):
             valid = None
-        if positions is None:
+        if positions is None and valid is None and new == 1 and self._next is not None:
+            positions = self._next[:, None]
+        elif positions is None:
             positions = self._following(torch.ones(batch, new, device=device) if valid is None else valid)
         positions = positions[..., -new:].expand(batch, -1)
         noted = positions if valid is None else positions.masked_fill(~valid, -1)
@@ -201,8 +203,11 @@ class PositionedCache(HookedCache):
     def end(self) -> None:
         """The forward has ended: the next token follows the last one, in each row."""
         assert self._incoming is not None
-        self._advance(self._incoming.positions)
-        self._incoming = None
+        new, self._incoming = self._incoming, None
+        if new.padded:
+            self._advance(new.positions)
+        else:
+            self._next = new.positions.amax(1).long() + 1 if new.positions.shape[1] > 1 else new.positions[:, 0] + 1
 
     def _advance(self, positions: torch.Tensor) -> None:
         """Go on behind `positions` `[B, ...]`; rows that have none stay."""

@@ -59,6 +59,8 @@ class StaticMemory(HookedCache):
         PositionedCache.reset(memory)
         super().__init__(layers, memory._windows, memory._groups)
         self.layered = True
+        # The buffers never change, and a decode loop asks after every step.
+        self._bytes = storage_bytes(tensor for layer in layers for tensor in layer.tensors())
 
     @classmethod
     def of(cls, memory: KVMemory, capacity: int | Sequence[int]) -> Self:
@@ -102,7 +104,7 @@ class StaticMemory(HookedCache):
     @property
     def bytes(self) -> int:
         """Bytes of the buffers, used or not."""
-        return storage_bytes(tensor for layer in self.layers for tensor in layer.tensors())
+        return self._bytes if self.layers else 0
 
     @property
     def next_position(self) -> torch.Tensor:

@@ -318,7 +318,7 @@ class _Loop:
         return self.memory if self.static is None else self.static[1]
 
     def _note(self) -> None:
-        self.usage.record(self.alive, [self.cached[row] for row in self.alive], self._held.bytes)
+        self.usage.record(self.alive.copy(), [self.cached[row] for row in self.alive], self._held.bytes)
 
     def _lap(self) -> float:
         """Seconds since the last call, of work that is really done."""

@@ -5,6 +5,7 @@ import torch
 from kv_models import left_padded, tiny, tokens
 from torch import Tensor
 
+from kvc.cache.accounting import storage_bytes
 from kvc.cache.memory import KVMemory
 from kvc.cache.static import StaticMemory
 from kvc.errors import UserError
@@ -120,6 +121,7 @@ def test_addresses_shapes_and_bytes_never_change() -> None:
     static.retire(torch.tensor([0]))
     step(tokens(2, 1))
     assert held() == before
+    assert static.bytes == storage_bytes(part for layer in static.layers for part in layer.tensors())
     assert static.bytes == rows * heads * (CAPACITY + 17) * (2 * width * 4 + 4 + 4)
 
 
