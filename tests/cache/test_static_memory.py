@@ -1,5 +1,7 @@
 """A memory in fixed buffers: the rows of an ordinary one, at constant addresses, whatever is done to both."""
 
+import functools
+
 import pytest
 import torch
 from kv_models import left_padded, tiny, tokens
@@ -28,6 +30,9 @@ def prefilled(family: str = "llama", attention: str = "sdpa", weigh: bool = Fals
     slots[0, :, :4] = -1
     slots[1, 0, 3] = -1
     memory.keep(1, slots)
+    for number, layer in enumerate(memory.layers if weigh else []):
+        drawn = torch.rand(layer.keys.shape[:3], generator=torch.Generator().manual_seed(number))
+        layer.receive(drawn * (layer.positions >= 0))
     return memory
 
 
@@ -100,6 +105,21 @@ def test_forwards_are_those_of_the_memory(family: str, attention: str) -> None:
         assert torch.equal(static.tokens, dynamic.tokens)
     assert static.layers[0].length != static.layers[1].length
     assert_same_rows(static.to_memory(), dynamic)
+
+
+def test_traced_code_sees_heads_with_different_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model, dynamic = tiny("llama", "sdpa"), prefilled()
+    static, step = StaticMemory.of(prefilled(), CAPACITY), StaticStep("compile")
+    step.begin(model, static)
+    # Some queries see much less than others.
+    few = torch.full((2, 2, 9), -1)
+    few[:, 0, -2:], few[:, 1, 1:] = torch.tensor([7, 8]), torch.arange(1, 9)
+    for memory in (dynamic, static):
+        memory.keep(0, few)
+    for number in range(3):
+        new = tokens(2, 1, seed=number)
+        torch.testing.assert_close(step(new), plain(model, dynamic, new), atol=1e-5, rtol=0)
 
 
 def test_addresses_shapes_and_bytes_never_change() -> None:
