@@ -206,7 +206,6 @@ class _Loop:
         if self.compressor is not None:
             self.compressor.follow(memory)
         step.begin(self.model, memory)
-        self._note()
 
     def thaw(self) -> None:
         """Give the rows back to the memory."""

@@ -90,7 +90,7 @@ def assert_same(ours: tuple[Output, Spy], theirs: tuple[Output, Spy]) -> None:
         torch.testing.assert_close(torch.stack(own), torch.stack(other), atol=1e-5, rtol=0)
     for row in range(3):
         summaries = static.usage.summary(row), dynamic.usage.summary(row)
-        for name in ("kv_tokens_peak", "kv_tokens_final"):
+        for name in ("kv_tokens_peak", "kv_tokens_mean", "kv_tokens_final"):
             assert summaries[0][name] == summaries[1][name]
     assert torch.equal(static.memory.next_position, dynamic.memory.next_position)
     for own, other in zip(static.memory.layers, dynamic.memory.layers):
