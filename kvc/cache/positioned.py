@@ -6,17 +6,14 @@ Shapes: B batch, H KV heads, N slots, T new tokens.
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
+from kvc.cache.hooked import HookedCache
 from kvc.cache.layer import MemoryLayer
 from kvc.cache.masks import Incoming, filled, form, layer_mask, same_slots
-from kvc.core.attention import Tap
 
 
-class PositionedCache(Cache):
-    """A cache whose slots are not positions.
-
-    The hooks of `kvc.cache.hooks` call `begin`, `mask` and `end` around each forward of the model.
+class PositionedCache(HookedCache):
+    """A cache whose slots are not positions, and that grows with every token.
 
     Args:
         layers: One for each layer of the model.
@@ -27,15 +24,10 @@ class PositionedCache(Cache):
     layers: list[MemoryLayer]
 
     def __init__(self, layers: list[MemoryLayer], windows: list[int | None], groups: int) -> None:
-        super().__init__(layers=layers)
-        self._windows, self._groups = windows, groups
+        super().__init__(layers, windows, groups)
         self._next: torch.Tensor | None = None
         self._incoming: Incoming | None = None
         self._alike: bool | None = None
-        self.layered = False
-        """Whether the running forward needs a mask for each layer."""
-        self.tap: Tap | None = None
-        """Sees, and may exchange, the queries, keys and values of every forward; see `kvc.core.attention`."""
 
     @property
     def incoming(self) -> Incoming:

@@ -12,11 +12,15 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from kvc.cache.layer import MemoryLayer
 from kvc.cache.memory import KVMemory
+from kvc.cache.static import StaticMemory
+from kvc.cache.static_layer import StaticLayer
 from kvc.core.attention import open_door
 from kvc.errors import UserError
 from kvc.eviction import debug
 from kvc.eviction.budgets import pyramid, uniform
+from kvc.eviction.capacity import slots
 from kvc.eviction.policy import Policy, View
 from kvc.eviction.recorder import Recorder
 from kvc.eviction.triggers import BudgetBuffer, Trigger
@@ -59,7 +63,7 @@ class Eviction:
         self.trigger = copy.deepcopy(trigger) if trigger is not None else BudgetBuffer()
         self.trigger.bind(mean)
         self._budgets: list[int] = []
-        self._memory: KVMemory | None = None
+        self._memory: KVMemory | StaticMemory | None = None
         self._recorder: Recorder | None = None
 
     @property
@@ -96,6 +100,20 @@ class Eviction:
             self._recorder = Recorder(memory, window, self.policy.needs_attention)
             memory.tap = self._recorder
 
+    def capacity(self) -> list[int] | None:
+        """Slots that each layer needs at most from here on; None where nothing bounds them."""
+        assert self._memory is not None, "begin() comes first"
+        held = torch.stack([(layer.positions >= 0).sum(-1) for layer in self._memory.layers])
+        return slots(held, self._budgets, self.trigger) if self.policy.evicts else None
+
+    def follow(self, memory: StaticMemory) -> None:
+        """The rows have moved to this memory; watch its forwards."""
+        assert self._memory is not None, "begin() comes first"
+        self._memory.tap, memory.tap = None, self._recorder
+        self._memory = memory
+        if self._recorder is not None:
+            self._recorder.follow(memory)
+
     def end(self) -> None:
         """Watch no longer."""
         if self._memory is not None:
@@ -110,7 +128,7 @@ class Eviction:
     def after(self, progress: Progress, alive: Sequence[int]) -> list[int]:
         """Compress the rows whose trigger fires; returns those that lost anything."""
         fires = self.trigger(progress)
-        rows = [row for row, number in enumerate(alive) if fires[number]]
+        rows = [row for row, number in enumerate(alive) if number >= 0 and fires[number]]
         shrunk = self.compress(rows, len(alive)) if rows else []
         return [alive[row] for row in shrunk]
 
@@ -127,8 +145,9 @@ class Eviction:
         assert self._memory is not None, "begin() comes first"
         memory = self._memory
         memory.settle()
+        layers: Sequence[MemoryLayer | StaticLayer] = memory.layers
         shrunk: set[int] = set()
-        for number, (layer, budget) in enumerate(zip(memory.layers, self._budgets)):
+        for number, (layer, budget) in enumerate(zip(layers, self._budgets)):
             before = layer.length
             if before < budget:
                 continue

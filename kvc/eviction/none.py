@@ -8,6 +8,8 @@ from kvc.eviction.policy import Policy, View
 class FullKV(Policy):
     """Keeps everything, whatever the budget: the arm that every policy is compared with."""
 
+    evicts = False
+
     def __init__(self) -> None:
         super().__init__(window=1)
 

@@ -48,6 +48,7 @@ class Policy(ABC):
         UserError: If a setting is out of range.
     """
 
+    evicts: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
 
