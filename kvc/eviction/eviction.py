@@ -26,6 +26,9 @@ from kvc.eviction.recorder import Recorder
 from kvc.eviction.triggers import BudgetBuffer, Trigger
 from kvc.generation.protocols import Progress
 
+TOGETHER = 64 * 2**20
+"""Bytes of keys and values of layers that are rated in one go: small layers share a launch, large ones are not copied."""
+
 
 class Eviction:
     """A compressor for the decode loop that evicts rows of the memory.
@@ -147,19 +150,45 @@ class Eviction:
         memory.settle()
         layers: Sequence[MemoryLayer | StaticLayer] = memory.layers
         shrunk: set[int] = set()
-        for number, (layer, budget) in enumerate(zip(layers, self._budgets)):
-            before = layer.length
-            if before < budget:
-                continue
-            positions = layer.positions
-            at = torch.tensor(rows, device=positions.device)
-            queries = self._recorder.queries(number) if self._recorder is not None else None
-            view = View(layer.keys, layer.values, positions, queries, layer.mass)
-            if len(rows) < batch:
-                view = View(*(None if part is None else part[at] for part in view))  # type: ignore[arg-type]
-            chosen = self.policy.select(view, budget, prefix=self.prefix, layer=number)
-            lost = (view.positions >= 0).sum(-1) > (chosen >= 0).sum(-1)
-            shrunk.update(rows[row] for row in lost.any(-1).nonzero()[:, 0].tolist())
-            memory.evict(number, at, chosen)
-            debug.report(number, before, layer.length, int(memory.next_position.max()))
+        at = torch.tensor(rows, device=layers[0].device)
+        for group in self._groups(layers, len(rows)):
+            before = layers[group[0]].length
+            views = [self._view(number, layers[number], at if len(rows) < batch else None) for number in group]
+            view = views[0] if len(group) == 1 else View(*map(_stack, zip(*views)))  # type: ignore[arg-type]
+            numbers = torch.tensor(group, device=at.device).repeat_interleave(len(rows))
+            chosen = self.policy.select(view, self._budgets[group[0]], prefix=self.prefix, layer=numbers)
+            lost = ((view.positions >= 0).sum(-1) > (chosen >= 0).sum(-1)).any(-1)
+            shrunk.update(rows[row % len(rows)] for row in lost.nonzero()[:, 0].tolist())
+            for number, indices in zip(group, chosen.chunk(len(group))):
+                memory.evict(number, at, indices)
+                debug.report(number, before, layers[number].length, int(memory.next_position.max()))
         return sorted(shrunk)
+
+    def _groups(self, layers: "Sequence[MemoryLayer | StaticLayer]", rows: int) -> list[list[int]]:
+        """Layers that hold enough to evict from; those of the same size side by side, as far as a copy is cheap."""
+        groups: list[list[int]] = []
+        width = 0
+        known: tuple[int, int] | None = None
+        for number, (layer, budget) in enumerate(zip(layers, self._budgets)):
+            if layer.length < budget:
+                continue
+            # Both tensors of one slot, in all heads.
+            width = width or 2 * layer.keys[0, :, 0].nbytes
+            size = (len(groups[-1]) + 1 if groups else 1) * rows * layer.length * width
+            if known == (layer.length, budget) and size <= TOGETHER:
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+            known = (layer.length, budget)
+        return groups
+
+    def _view(self, number: int, layer: "MemoryLayer | StaticLayer", rows: torch.Tensor | None) -> View:
+        """One layer, or only the given rows of its batch."""
+        queries = self._recorder.queries(number) if self._recorder is not None else None
+        view = View(layer.keys, layer.values, layer.positions, queries, layer.mass)
+        return view if rows is None else View(*(None if part is None else part[rows] for part in view))  # type: ignore[arg-type]
+
+
+def _stack(parts: "tuple[torch.Tensor | None, ...]") -> torch.Tensor | None:
+    """The same part of several layers, one behind the other along the batch."""
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])

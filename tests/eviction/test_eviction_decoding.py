@@ -198,6 +198,32 @@ def test_score_order_of_a_memory_that_is_exactly_full_is_no_eviction() -> None:
     assert output.compressions == [0]
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_layers_rated_together_keep_what_they_keep_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (ids, mask) = tiny("llama"), left_padded([tokens(9), tokens(26, seed=1), tokens(17, seed=2)])
+    fed = torch.stack([tokens(24, seed=seed) for seed in (5, 6, 7)])
+    asked: list[int] = []
+
+    class Asked(Watched):
+        def _groups(self, *args: Any) -> list[list[int]]:
+            groups = super()._groups(*args)
+            asked.extend(map(len, groups))
+            return groups
+
+    def run() -> list[dict[int, list[list[list[int]]]]]:
+        asked.clear()
+        eviction = Asked(policy(name), 12, BudgetBuffer(5), prefix=2)
+        decode(model, ids, mask, eviction, new=24, sampler=Remember(fed))
+        return eviction.seen
+
+    together = run()
+    assert set(asked) == {2}
+    monkeypatch.setattr("kvc.eviction.eviction.TOGETHER", 0)
+    alone = run()
+    assert set(asked) == {1}
+    assert together == alone
+
+
 def test_state_is_forgotten_between_calls() -> None:
     model, ids = tiny("llama"), tokens(1, 19)
     for name in ("rkv", "h2o", "random"):

@@ -143,6 +143,15 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {"completion", "answer", "correct", "kv_bytes_peak", "compressions"} <= set(lines[0]["arms"]["h2o@40"])
     capsys.readouterr()
     argv[argv.index(str(run))] = str(tmp_path / "other")
-    assert main([*argv, "--model.policies.rkv", "kvc.eviction.rkv.RVK"]) == 2
-    assert "RVK" in capsys.readouterr().err
-    assert not (tmp_path / "other").exists()
+    wrong = {
+        "policies.rkv=kvc.eviction.rkv.RVK": "kvc.eviction.rkv.RVK",
+        "budgets=[8]": "budget: RKV needs more than 8 tokens (window 8 + prefix 0), got 8",
+        "backbone.attn_implementation=flex_attention": "nobody can see the queries of 'flex_attention' attention",
+    }
+    for setting, sentence in wrong.items():
+        assert main([*argv, f"--model.{setting}"]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.startswith("kvc: error: ")
+        assert error.count("\n") == 1
+        assert not (tmp_path / "other" / "result.json").exists()
