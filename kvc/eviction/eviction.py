@@ -27,7 +27,7 @@ from kvc.eviction.triggers import BudgetBuffer, Trigger
 from kvc.generation.protocols import Progress
 
 TOGETHER = 64 * 2**20
-"""Bytes of keys and values of layers that are rated in one go: small layers share a launch, large ones are not copied."""
+"""Bytes of keys and values of layers that are rated in one go: large ones are not copied."""
 
 
 class Eviction:
