@@ -22,7 +22,8 @@ class View(NamedTuple):
         values: `[B, Hk, L, d]`.
         positions: `[B, Hk, L]` int64, the original position of every row; -1 marks an empty slot, and empty slots stand
             at the left end only.
-        queries: `[B, Hq, W, d]`, the last W queries after RoPE; the last belongs to the newest token.
+        queries: `[B, Hq, W, d]`, the last W queries after RoPE, scaled so that q . k / sqrt(d) are the model's logits;
+            the last belongs to the newest token.
         attention: `[B, Hk, L]`, the attention mass that every row has received so far.
     """
 

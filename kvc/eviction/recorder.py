@@ -106,13 +106,16 @@ class Recorder:
         incoming = self._memory.incoming
         valid = incoming.positions >= 0 if incoming.padded else None
         if self._rings is not None:
-            self._rings[layer].push(product.query.detach(), valid)
+            query, usual = product.query.detach(), product.query.shape[-1] ** -0.5
+            # Policies divide by the root of the head width; some models scale otherwise, or beforehand (OPT).
+            query = query if product.scaling == usual else query * (product.scaling / usual)
+            self._rings[layer].push(query, valid)
         if self._weigh:
             self._memory.layers[layer].receive(received(product, valid))
         return product
 
     def queries(self, layer: int) -> torch.Tensor | None:
-        """The last queries of a layer `[B, Hq, <= W, D]`."""
+        """The last queries of a layer `[B, Hq, <= W, D]`, scaled so that `q . k / sqrt(D)` are the model's logits."""
         return self._rings[layer].ordered() if self._rings is not None else None
 
     def absent(self) -> torch.Tensor | None:
