@@ -86,7 +86,7 @@ class Eviction:
             return self.budget
         if self.beta is None:
             return uniform(self.budget, layers)
-        return pyramid(self.budget, layers, self.beta, self.policy.window + self.prefix + 1)
+        return pyramid(self.budget, layers, self.beta, self.policy.least(self.prefix))
 
     def begin(self, model: PreTrainedModel, memory: KVMemory) -> None:
         """Forget an earlier call, and watch the forwards on this memory if the policy needs to.

@@ -71,6 +71,10 @@ class Policy(ABC):
         """Newest rows that stay at a budget: the window, unless the policy shares its budget otherwise."""
         return self.window
 
+    def least(self, prefix: int = 0) -> int:
+        """The smallest budget that leaves something to choose."""
+        return self.window + prefix + 1
+
     def check(self, budget: int, prefix: int = 0) -> None:
         """Refuse a budget that the policy cannot work with.
 

@@ -286,6 +286,14 @@ def test_layers_may_have_budgets_of_their_own() -> None:
     assert lengths[0] > lengths[1] > WINDOW
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_layer_of_a_pyramid_has_a_budget_that_its_policy_takes(name: str) -> None:
+    for prefix in (0, 9):
+        eviction = Eviction(policy(name), 24, prefix=prefix, beta=20)
+        for budget in eviction.budgets(4):
+            eviction.policy.check(budget, prefix)
+
+
 def test_a_trigger_reads_text() -> None:
     backbone = Backbone()
     model, tokenizer = backbone.load().eval(), backbone.load_tokenizer()
