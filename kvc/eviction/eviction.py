@@ -128,9 +128,18 @@ class Eviction:
         if self._recorder is not None:
             self._recorder.select(rows)
 
+    def repeat(self, times: int) -> None:
+        """Each row now stands there several times, side by side."""
+        self.trigger.repeat(times)
+        if self._recorder is not None and self._memory is not None:
+            rows = torch.arange(len(self._memory.next_position), device=self._memory.next_position.device)
+            self._recorder.select(rows.div(times, rounding_mode="floor"))
+
     def after(self, progress: Progress, alive: Sequence[int]) -> list[int]:
         """Compress the rows whose trigger fires; returns those that lost anything."""
         fires = self.trigger(progress)
+        if not self.policy.evicts:
+            return []
         rows = [row for row, number in enumerate(alive) if number >= 0 and fires[number]]
         shrunk = self.compress(rows, len(alive)) if rows else []
         return [alive[row] for row in shrunk]
@@ -173,7 +182,8 @@ class Eviction:
             shrunk.update(rows[row % len(rows)] for row in lost.nonzero()[:, 0].tolist())
             for number, indices in zip(group, chosen.chunk(len(group))):
                 memory.evict(number, at, indices)
-                debug.report(number, before, layers[number].length, int(memory.next_position.max()))
+                if debug.enabled():
+                    debug.report(number, before, layers[number].length, int(memory.next_position.max()))
         return shrunk
 
     def _groups(self, layers: "Sequence[MemoryLayer | StaticLayer]", rows: int) -> list[list[int]]:

@@ -28,6 +28,12 @@ class Trigger(ABC):
     def bind(self, budget: int) -> None:  # noqa: B027 - most triggers do not look at it
         """Learn the budget of the eviction that it belongs to."""
 
+    def repeat(self, times: int) -> None:
+        """Each row now stands there several times, side by side."""
+        for name, state in vars(self).items():
+            if isinstance(state, list):
+                setattr(self, name, [entry for entry in state for _ in range(times)])
+
     def room(self, cached: int) -> int | None:
         """Tokens that may come at most until the rule fires next.
 
@@ -229,6 +235,11 @@ class UntilThinkEnd(Trigger):
     def bind(self, budget: int) -> None:
         """Pass the budget on."""
         self.inner.bind(budget)
+
+    def repeat(self, times: int) -> None:
+        """Here, and in the inner trigger."""
+        super().repeat(times)
+        self.inner.repeat(times)
 
     def reset(self) -> None:
         """Forget everything, the inner trigger too."""

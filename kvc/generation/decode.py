@@ -11,6 +11,7 @@ Shapes: B rows of the batch, T prompt tokens, V tokens of the vocabulary.
 import inspect
 import time
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,11 +80,11 @@ def generate(
     if static is not None:
         static.check(memory, input_ids.device)
     loop = _Loop(model, memory, compressor, sampler or Greedy(), _ends(model, eos_token_id), stop)
-    if compressor is not None:
-        if tokenizer is not None and compressor.characters:
-            loop.tails = TextTails(tokenizer, compressor.characters)
-        compressor.begin(model, memory)
+    if compressor is not None and compressor.characters and tokenizer is not None:
+        loop.tails = TextTails(tokenizer, compressor.characters)
     try:
+        if compressor is not None:
+            compressor.begin(model, memory)
         if stream is not None:
             stream.put(input_ids.repeat_interleave(samples, dim=0))
         loop.prefill(input_ids, attention_mask, samples)
@@ -124,6 +125,8 @@ def _check(
         raise UserError(f"samples: must be at least 1, got {samples}")
     if model.training:
         raise UserError("model: decoding in train mode would drop activations at random, call model.eval() first")
+    if mask is not None and mask.shape != input_ids.shape:
+        raise UserError(f"attention_mask: its shape {[*mask.shape]} is not that of input_ids, {[*input_ids.shape]}")
     if input_ids.numel() == 0 or (mask is not None and not bool(mask[:, -1].all())):
         raise UserError("attention_mask: prompts must not be empty, and shorter ones are padded on the left")
 
@@ -155,7 +158,9 @@ class _Loop:
         self.usage = Usage()
         self.prefill_seconds = 0.0
         self.alive: list[int] = []
-        """Rows that are still in memory, in their order there."""
+        """Rows that go on, in the order of the memory."""
+        self.held: list[int] = []
+        """Rows that are in memory: those that go on, and at the end the last ones that did."""
         self.tokens: list[list[int]] = []
         self.finish: list[Finish] = []
         self.prompt_tokens: list[int] = []
@@ -173,26 +178,40 @@ class _Loop:
         last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.model.forward).parameters else {}
         inputs = self.memory.forward_kwargs(input_ids, mask)
         self._logits = self.model(input_ids=input_ids, **inputs, use_cache=True, **last).logits[:, -1]
-        rows = torch.arange(len(input_ids), device=input_ids.device).repeat_interleave(samples)
-        if samples > 1:
-            self._logits = self._logits[rows]
-            self.memory.batch_repeat_interleave(samples)
-            if self.compressor is not None:
-                self.compressor.select(rows)
-        lengths = torch.full_like(rows, input_ids.shape[1]) if mask is None else mask.sum(1)[rows]
-        self.prompt_tokens, self._newest = lengths.tolist(), input_ids[rows, -1].tolist()
+        rows = len(input_ids)
+        self.prompt_tokens = [input_ids.shape[1]] * rows if mask is None else mask.sum(1).tolist()
+        self._newest = input_ids[:, -1].tolist()
         self._seen = self.memory.next_position.tolist()
         self.cached = self.memory.tokens.tolist()
-        self.alive = list(range(len(rows)))
+        self.alive = self.held = list(range(rows))
         self.tokens = [[] for _ in self.alive]
-        self.compressions = [0] * len(rows)
-        self.finish = ["length"] * len(rows)
-        self.sampler.reset(len(rows))
-        if self.stop is not None:
-            self.stop.reset(len(rows))
+        self.compressions = [0] * rows
         self.prefill_seconds = self._lap()
-        self._note()
-        self._compress()
+        self._note(samples)
+        self._compress(samples)
+        if samples > 1:
+            # What is left of the prompt is copied, not the prompt.
+            self._repeat(samples)
+        self.finish = ["length"] * len(self.alive)
+        self.sampler.reset(len(self.alive))
+        if self.stop is not None:
+            self.stop.reset(len(self.alive))
+
+    def _repeat(self, samples: int) -> None:
+        """Each row several times, side by side."""
+
+        def repeated(values: list[Any]) -> list[Any]:
+            return [value for value in values for _ in range(samples)]
+
+        self.prompt_tokens, self._newest = repeated(self.prompt_tokens), repeated(self._newest)
+        self._seen, self.cached = repeated(self._seen), repeated(self.cached)
+        self.compressions = repeated(self.compressions)
+        self.alive = self.held = list(range(samples * len(self.alive)))
+        self.tokens = [[] for _ in self.alive]
+        self._logits = self._logits.repeat_interleave(samples, dim=0)
+        self.memory.batch_repeat_interleave(samples)
+        if self.compressor is not None:
+            self.compressor.repeat(samples)
 
     def freeze(self, step: StaticStep, max_new_tokens: int) -> None:
         """Decode on a static memory from here on."""
@@ -266,6 +285,7 @@ class _Loop:
             self.compressions,
             self.usage,
             self.memory,
+            self.held,
             self.prefill_seconds,
             decode_seconds,
             texts,
@@ -284,6 +304,7 @@ class _Loop:
         self.alive = [self.alive[at] for at in going]
         if not going:
             return
+        self.held = self.alive
         rows = torch.tensor(going, device=self._drawn.device)
         self._drawn = self._drawn[rows]
         if self.static is not None:
@@ -296,7 +317,7 @@ class _Loop:
         if self.compressor is not None:
             self.compressor.select(rows)
 
-    def _compress(self) -> None:
+    def _compress(self, copies: int = 1) -> None:
         if self.compressor is None:
             return
         tails = self.tails(self.tokens) if self.tails is not None else None
@@ -306,18 +327,20 @@ class _Loop:
         if shrunk:
             for row in shrunk:
                 self.compressions[row] += 1
-            for row, rows in zip(places, self._held.tokens.tolist()):
+            for row, rows in zip(places, self._holder.tokens.tolist()):
                 if row >= 0:
                     self.cached[row] = rows
-            self._note()
+            self._note(copies)
 
     @property
-    def _held(self) -> KVMemory | StaticMemory:
+    def _holder(self) -> KVMemory | StaticMemory:
         """The memory that holds the rows now."""
         return self.memory if self.static is None else self.static[1]
 
-    def _note(self) -> None:
-        self.usage.record(self.alive.copy(), [self.cached[row] for row in self.alive], self._held.bytes)
+    def _note(self, copies: int = 1) -> None:
+        """Note rows and bytes; a row that answers will be made from several times counts as often, for its share."""
+        rows = [row * copies + copy for row in self.alive for copy in range(copies)]
+        self.usage.record(rows, [self.cached[row // copies] for row in rows], self._holder.bytes)
 
     def _lap(self) -> float:
         """Seconds since the last call, of work that is really done."""

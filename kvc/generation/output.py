@@ -19,7 +19,8 @@ class Output:
         prompt_tokens: Tokens of the prompt, padding not counted.
         compressions: How often the row's memory shrank, the compression of the prompt included.
         usage: Tokens and bytes of memory over time.
-        memory: What is left of the memory; rows that were dropped at their end are gone.
+        memory: What is left of the memory; rows that ended before the others are gone.
+        rows: Which rows of the batch are in memory, in their order there.
         prefill_seconds: Time until the first logits, for the batch as a whole.
         decode_seconds: Time from then on.
         texts: Decoded answers without special tokens, up to the stop string; None without a tokenizer.
@@ -31,6 +32,7 @@ class Output:
     compressions: list[int]
     usage: Usage
     memory: KVMemory
+    rows: list[int]
     prefill_seconds: float
     decode_seconds: float
     texts: list[str] | None = None

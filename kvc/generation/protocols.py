@@ -51,8 +51,12 @@ class Compressor(Protocol):
         """
         ...
 
+    def repeat(self, times: int) -> None:
+        """The memory now has each of its rows several times, side by side, and so will what `after` is told."""
+        ...
+
     def select(self, rows: torch.Tensor) -> None:
-        """The memory now has only these of its rows; one may come several times."""
+        """The memory now has only these of its rows."""
         ...
 
     def capacity(self) -> list[int] | None:

@@ -15,6 +15,7 @@ from kvc.errors import UserError
 from kvc.eviction.none import FullKV
 from kvc.eviction.rkv import RKV
 from kvc.eviction.streaming_llm import StreamingLLM
+from kvc.eviction.triggers import BudgetBuffer
 from kvc.methods.rkv import EvictionReport
 from kvc.methods.rkv.answering import encode
 from kvc.methods.rkv.picture import accuracy_by_memory
@@ -28,7 +29,7 @@ def records() -> list[dict[str, Any]]:
     report = EvictionReport(
         policies={"rkv": RKV(), "streaming": StreamingLLM(), "none": FullKV()},
         budgets=[24, 400],
-        buffer=8,
+        trigger=BudgetBuffer(8),
         max_new_tokens=120,
     )
     return report.records({"questions": QUESTIONS})
@@ -97,6 +98,26 @@ def test_samples_are_drawn_independently_and_repeatably() -> None:
     assert len(set(texts[0])) == 6
     assert [record["question"] for record in first] == [0, 0, 0, 1, 1, 1]
     assert [record["id"] for record in first] == list(range(6))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 100])
+def test_rows_decoded_together_are_bounded(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = []
+
+    def spy(model: Any, tokenizer: Any, questions: Any, prompts: Any, *args: Any) -> list[dict[str, Any]]:
+        samples = args[2]
+        widths.append(len(questions) * samples)
+        seed = args[3].seed
+        return [answer_of(True, who=(question.id, seed, n)) for question in questions for n in range(samples)]
+
+    monkeypatch.setattr("kvc.methods.rkv.module.answer", spy)
+    report = EvictionReport(budgets=[24], samples=3, temperature=1.0, rows=rows)
+    found = report.records({"questions": QUESTIONS[:3]})
+    assert max(widths) <= max(rows, 1)
+    assert [record["question"] for record in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    told = [record["arms"][FULL]["who"] for record in found]
+    assert [who for who, _, _ in told] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert len(set(told)) == 9
 
 
 def test_the_picture_has_a_line_for_each_policy(records: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from kvc.errors import UserError
 from kvc.eviction.eviction import Eviction
 from kvc.eviction.policy import Policy
 from kvc.eviction.rkv import RKV
-from kvc.eviction.triggers import BudgetBuffer, Trigger
+from kvc.eviction.triggers import Trigger
 from kvc.generation.sampling import Greedy, Sampling
 from kvc.methods.rkv.answering import answer
 from kvc.methods.rkv.summary import FULL, NO_CONTEXT, arm_name, summarize
@@ -32,16 +32,16 @@ class EvictionReport(Evaluation):
         backbone: The model.
         policies: Name in the report to policy; R-KV alone if not given.
         budgets: Rows per layer and KV head after a compression.
-        trigger: When to compress; its budget, if it has one, follows that of the arm. Null waits for `buffer` rows on
-            top of the budget.
-        buffer: See `trigger`.
+        trigger: When to compress; null waits for 128 rows on top of the budget. A `BudgetBuffer` without a budget of
+            its own follows that of the arm.
         prefix: Tokens at the start that are never evicted.
         beta: Give later layers less, see `kvc.eviction.budgets.pyramid`; null gives all the same.
         max_new_tokens: Limit of each answer.
         samples: Answers to each question.
+        rows: Answers that are decoded together at most; null decodes all of a batch together.
         temperature: Of the draws; 0 is greedy.
-        top_p: Draw from the smallest set of tokens with this much probability.
-        seed: Of draws, random eviction and bootstrap.
+        top_p: Draw from the smallest set of tokens with this much probability, at a temperature above 0.
+        seed: Of draws and bootstrap; random eviction has a seed of its own.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("questions",)
@@ -53,11 +53,11 @@ class EvictionReport(Evaluation):
         policies: dict[str, Policy] | None = None,
         budgets: Sequence[int] = (128,),
         trigger: Trigger | None = None,
-        buffer: int = 128,
         prefix: int = 0,
         beta: float | None = None,
         max_new_tokens: int = 1024,
         samples: int = 1,
+        rows: int | None = None,
         temperature: float = 0.0,
         top_p: float = 0.95,
         seed: int = seeds.DEFAULT_SEED,
@@ -67,8 +67,9 @@ class EvictionReport(Evaluation):
             raise UserError("budgets: there is none to measure")
         if samples > 1 and temperature == 0:
             raise UserError("samples: greedy answers to one question are all the same, set a temperature")
+        if rows is not None and rows < 1:
+            raise UserError(f"rows: must be at least 1, got {rows}")
         self.base = backbone or Backbone()
-        trigger = trigger or BudgetBuffer(buffer)
         self.arms = {
             arm_name(name, budget): Eviction(policy, budget, trigger, prefix, beta)
             for name, policy in (policies or {"rkv": RKV()}).items()
@@ -79,7 +80,7 @@ class EvictionReport(Evaluation):
         if any(arm.policy.needs_queries or arm.policy.needs_attention for arm in self.arms.values()):
             # Before anything is decoded or written: some attention kernels cannot be watched.
             open_door(self.backbone)
-        self.max_new_tokens, self.samples = max_new_tokens, samples
+        self.max_new_tokens, self.samples, self.rows = max_new_tokens, samples, rows
         self.temperature, self.top_p = temperature, top_p
 
     def base_identity(self) -> dict[str, Any]:
@@ -111,11 +112,32 @@ class EvictionReport(Evaluation):
         ]
 
     def _answer(self, questions: Any, prompts: Any, eviction: Eviction | None) -> list[Record]:
-        greedy = self.temperature == 0
-        # Rows of one batch draw independently; so do batches, since each begins with another question.
-        sampler = Greedy() if greedy else Sampling(self.temperature, self.top_p, seed=self.seed + questions[0].id)
+        """All answers, those to one question side by side."""
+        together = len(questions) if self.rows is None else max(1, self.rows // self.samples)
+        answers: list[Record] = []
+        for start in range(0, len(questions), together):
+            part = slice(start, start + together)
+            copies = [
+                self._decode(questions[part], prompts[part], eviction, first, count) for first, count in self._copies()
+            ]
+            for number in range(len(questions[part])):
+                for found, (_, count) in zip(copies, self._copies()):
+                    answers += found[number * count : (number + 1) * count]
+        return answers
+
+    def _copies(self) -> list[tuple[int, int]]:
+        """Samples of one question as they are decoded together: the first, and how many."""
+        together = self.samples if self.rows is None else min(self.samples, self.rows)
+        return [(first, min(together, self.samples - first)) for first in range(0, self.samples, together)]
+
+    def _decode(
+        self, questions: Any, prompts: Any, eviction: Eviction | None, first: int, samples: int
+    ) -> list[Record]:
+        # Rows of one call draw independently; so do calls, since each begins with another question or sample.
+        seed = self.seed + questions[0].id * self.samples + first
+        sampler = Greedy() if self.temperature == 0 else Sampling(self.temperature, self.top_p, seed=seed)
         return answer(
-            self.backbone, self.tokenizer, questions, prompts, eviction, self.max_new_tokens, self.samples, sampler
+            self.backbone, self.tokenizer, questions, prompts, eviction, self.max_new_tokens, samples, sampler
         )
 
     def summarize(self, records: Sequence[Record]) -> Summary:

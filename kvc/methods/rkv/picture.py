@@ -50,9 +50,10 @@ def accuracy_by_memory(summary: Summary) -> Figure:
         if level.low is not None and level.high is not None:
             axis.axhspan(level.low, level.high, color="0.5", alpha=0.15, lw=0)
         rows = values["kv_tokens_peak"].value
+        # Where the lines leave room: few rows are never right, many are.
+        x, side, below, up = (1, "right", "bottom", 3) if name == NO_CONTEXT else (0, "left", "top", -4)
         axis.annotate(
-            f"{name} ({rows:.0f} rows)", (1, level.value), (-4, 3 if name == NO_CONTEXT else -4),
-            ha="right", va="bottom" if name == NO_CONTEXT else "top",
+            f"{name} ({rows:.0f} rows)", (x, level.value), (-4 if x else 4, up), ha=side, va=below,
             xycoords=("axes fraction", "data"), textcoords="offset points", fontsize="small", color="0.25",
         )  # fmt: skip
     axis.set_xlabel("peak rows in memory, per layer and KV head (mean over answers)")
