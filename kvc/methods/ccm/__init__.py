@@ -1,0 +1,1 @@
+"""Compressed context memory: the context is kept as the keys and values of a few memory tokens."""
