@@ -17,7 +17,7 @@ ALLOWED = {
     "messages": set(),
     "core": {"errors", "messages"},
     "cache": BOTTOM,
-    "eviction": BOTTOM | {"cache"},
+    "eviction": BOTTOM | {"cache", "generation"},
     "generation": BOTTOM | {"cache"},
     "data": BOTTOM,
     "methods": BOTTOM | {"cache", "eviction", "generation", "data"},

@@ -1,11 +1,13 @@
 """How much a memory costs: rows, and bytes that are really held."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache
+
+PEAK, SUM, FINAL = range(3)
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -26,45 +28,35 @@ def cache_bytes(cache: Cache) -> int:
     return storage_bytes(tensor for tensor in held if isinstance(tensor, torch.Tensor))
 
 
-class Measured(Protocol):
-    """What is recorded."""
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """Rows kept, `[B]`: mean over layers and KV heads."""
-        ...
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held."""
-        ...
-
-
 @dataclass
 class Usage:
-    """Rows and bytes of a memory over time, one entry a step.
+    """Rows and bytes of a memory over time, by row of the batch.
 
     Bytes of a sample are its share of the batch: padded slots are held, so they count.
     """
 
-    _tokens: list[torch.Tensor] = field(default_factory=list)
-    _bytes: list[float] = field(default_factory=list)
-    _active: list[torch.Tensor | None] = field(default_factory=list)
+    _steps: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    _series: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def record(self, memory: Measured, active: torch.Tensor | None = None) -> None:
+    def record(self, rows: Sequence[int], tokens: Sequence[float], held: int) -> None:
         """Note the present state.
 
         Args:
-            memory: What to measure.
-            active: bool `[B]`, rows of the batch that still count; None for all.
+            rows: Rows of the batch that are in memory, as they are numbered at the beginning.
+            tokens: Rows of the cache that each of them keeps, the mean over layers and KV heads.
+            held: Bytes of the whole memory.
         """
-        tokens = memory.tokens
-        self._tokens.append(tokens)
-        self._bytes.append(memory.bytes / len(tokens))
-        self._active.append(None if active is None else active.clone())
+        at = np.asarray(rows)
+        self._grow(int(at.max()) + 1)
+        self._steps[at] += 1
+        for name, values in (("kv_tokens", np.asarray(tokens, dtype=float)), ("kv_bytes", held / len(rows))):
+            series = self._series[name]
+            series[PEAK, at] = np.maximum(series[PEAK, at], values)
+            series[SUM, at] += values
+            series[FINAL, at] = values
 
-    def summary(self, row: int = 0) -> dict[str, Any]:
-        """Peak, mean and final use of one row of the batch, over the steps at which it was active.
+    def summary(self, row: int = 0) -> dict[str, float]:
+        """Peak, mean and final use of one row of the batch, over the steps at which it was in memory.
 
         Returns:
             `kv_tokens_*` (rows per layer and KV head) and `kv_bytes_*`, each `peak`, `mean` and `final`.
@@ -72,16 +64,19 @@ class Usage:
         Raises:
             ValueError: If nothing was recorded for the row.
         """
-        steps = [i for i, active in enumerate(self._active) if active is None or bool(active[row])]
-        if not steps:
+        if row >= len(self._steps) or self._steps[row] == 0:
             raise ValueError(f"nothing was recorded for row {row}")
-        result: dict[str, Any] = {}
-        series = {
-            "kv_tokens": [float(self._tokens[i][row]) for i in steps],
-            "kv_bytes": [self._bytes[i] for i in steps],
-        }
-        for name, values in series.items():
-            result[f"{name}_peak"] = max(values)
-            result[f"{name}_mean"] = sum(values) / len(values)
-            result[f"{name}_final"] = values[-1]
+        result: dict[str, float] = {}
+        for name, series in self._series.items():
+            result[f"{name}_peak"] = float(series[PEAK, row])
+            result[f"{name}_mean"] = float(series[SUM, row] / self._steps[row])
+            result[f"{name}_final"] = float(series[FINAL, row])
         return result
+
+    def _grow(self, rows: int) -> None:
+        more = rows - len(self._steps)
+        if more > 0:
+            self._steps = np.append(self._steps, np.zeros(more))
+            empty = np.zeros((3, 0))
+            for name in ("kv_tokens", "kv_bytes"):
+                self._series[name] = np.append(self._series.get(name, empty), np.zeros((3, more)), axis=1)

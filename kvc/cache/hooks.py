@@ -6,7 +6,7 @@ for all layers and heads. Two kinds of hooks close the gap, and do nothing when 
 * on the decoder stack: note positions and padding of the new tokens, fill in position ids that were not given, and
   replace the 2-D mask by one that fits the slots of the memory;
 * on each attention module: where layers or heads hold different rows, or a window counts positions instead of slots,
-  replace the mask by one made for that layer.
+  replace the mask by one made for that layer; and pass on the tap of the memory, if it has one.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from kvc.cache.positioned import PositionedCache
+from kvc.core.attention import TAP, kernel_of
 from kvc.core.backbone import decoder
 from kvc.errors import UserError
 
@@ -83,9 +84,13 @@ def _before_attention(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     memory = _memory(args, kwargs)
-    if memory is None or not memory.layered:
+    if memory is None or not (memory.layered or memory.tap):
         return None
+    if memory.tap is not None:
+        kwargs = {**kwargs, TAP: memory.tap}
+    if not memory.layered:
+        return args, kwargs
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     attention: Any = module.config
-    mask = memory.mask(int(module.layer_idx), attention._attn_implementation, hidden.dtype)  # type: ignore[arg-type]
+    mask = memory.mask(int(module.layer_idx), kernel_of(attention._attn_implementation), hidden.dtype)  # type: ignore[arg-type]
     return args, {**kwargs, "attention_mask": mask}

@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 
 from kvc.cache.layer import MemoryLayer
 from kvc.cache.masks import Incoming, filled, form, layer_mask, same_slots
+from kvc.core.attention import Tap
 
 
 class PositionedCache(Cache):
@@ -33,6 +34,14 @@ class PositionedCache(Cache):
         self._alike: bool | None = None
         self.layered = False
         """Whether the running forward needs a mask for each layer."""
+        self.tap: Tap | None = None
+        """Sees, and may exchange, the queries, keys and values of every forward; see `kvc.core.attention`."""
+
+    @property
+    def incoming(self) -> Incoming:
+        """The tokens of the running forward."""
+        assert self._incoming is not None, "no forward is running"
+        return self._incoming
 
     @property
     def next_position(self) -> torch.Tensor:

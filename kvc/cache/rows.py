@@ -28,6 +28,7 @@ class Rows:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
+        self.weighed = False
         self.clear()
 
     def clear(self) -> None:
@@ -39,6 +40,7 @@ class Rows:
         self._rows: tuple[Parts, Parts] | None = None
         self._seen: torch.Tensor | None = None
         self._counted: tuple[torch.Tensor, int] | None = None
+        self._mass: torch.Tensor | None = None
 
     # What is stored
 
@@ -103,13 +105,43 @@ class Rows:
         known, length = self._counted
         return known + (self.length - length)
 
+    @property
+    def mass(self) -> torch.Tensor | None:
+        """Attention that every row has received since `weigh`, float32 `[B, H, N]`; None where nobody asked for it."""
+        self.settle()
+        return self._mass
+
+    def weigh(self) -> None:
+        """Keep a sum of attention beside every row from now on."""
+        self.weighed = True
+        if self._rows is not None and self._mass is None:
+            self._mass = self._massless(self.rows[0][0].shape[2])
+
+    def receive(self, attention: torch.Tensor) -> None:
+        """Add the attention `[B, H, N]` that the slots of the running forward received."""
+        assert self._mass is not None, "nobody asked for attention: call weigh() first"
+        self._mass = self._mass + attention
+
+    def _massless(self, slots: int) -> torch.Tensor:
+        batch, heads = self.rows[0][0].shape[:2]
+        return torch.zeros(batch, heads, slots, device=self.device)
+
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor the layer keeps alive."""
         if self._rows is None:
             return []
-        return [*self.rows[0], *self.rows[1], *([self._seen] if self._seen is not None else []), *self._tail]
+        beside = [tensor for tensor in (self._seen, self._mass) if tensor is not None]
+        return [*self.rows[0], *self.rows[1], *beside, *self._tail]
 
-    def set(self, keys: Parts, values: Parts, seen: torch.Tensor, dtype: torch.dtype, padded: bool = True) -> None:
+    def set(
+        self,
+        keys: Parts,
+        values: Parts,
+        seen: torch.Tensor,
+        dtype: torch.dtype,
+        padded: bool = True,
+        mass: torch.Tensor | None = None,
+    ) -> None:
         """Replace everything, in stored form.
 
         Args:
@@ -118,9 +150,11 @@ class Rows:
             seen: Positions `[B, H, N]` or `[B, 1, N]`.
             dtype: Of the rows when they are read.
             padded: Whether a slot may be empty; then empty slots are moved to the left end.
+            mass: Attention received `[B, H, N]`, if it is kept; zero where it is not given.
         """
         self.dtype, self.device = dtype, keys[0].device
         self._rows, self._seen, self._tail = (keys, values), seen.to(torch.int32), []
+        self._mass = (self._massless(keys[0].shape[2]) if mass is None else mass) if self.weighed else None
         self._counted, self.padded, self._loose = None, padded, padded
         self.settle()
 
@@ -162,6 +196,9 @@ class Rows:
                 heads = max(seen.shape[1], positions.shape[1])
                 new = positions.to(torch.int32).expand(-1, heads, -1)
                 self._seen = torch.cat([seen.expand(-1, heads, -1), new], dim=2)
+        if self.weighed:
+            new = self._massless(keys[0].shape[2])
+            self._mass = new if self._mass is None else torch.cat([self._mass, new], dim=2)
         if padded:
             self.padded, self._loose, self._counted = True, True, None
 
@@ -234,12 +271,13 @@ class Rows:
     def move(self, keys: torch.Tensor, positions: torch.Tensor) -> None:
         """Give every row, in place, another key and position (rotation); empty slots stay empty."""
         self.settle()
-        self.set(self.codec.encode(keys), self.rows[1], positions, self.dtype, self.padded)
+        self.set(self.codec.encode(keys), self.rows[1], positions, self.dtype, self.padded, self._mass)
 
     def select(self, batch: torch.Tensor) -> None:
         """Only the given rows of the batch, in their order; one may come several times."""
         keys, values = (tuple(part[batch] for part in parts) for parts in self.rows)
         self._rows, self._seen, self._counted = (keys, values), self.seen[batch], None
+        self._mass = None if self._mass is None else self._mass[batch]
         # The longest row may be among those that are gone.
         self._loose = self.padded
 
@@ -279,22 +317,28 @@ class Rows:
                 kept.append(part.masked_fill((indices < 0)[..., None], 0) if padded else part)
             parts.append(tuple(kept))
         seen = seen.masked_fill(indices < 0, -1) if padded else seen
-        self.set(parts[0], parts[1], seen, self.dtype, padded)
+        mass = self._mass
+        if mass is not None:
+            mass = mass.gather(2, where.expand(-1, mass.shape[1], -1)).masked_fill(indices < 0, 0)
+        self.set(parts[0], parts[1], seen, self.dtype, padded, mass)
 
     def _splice(self, edits: "list[tuple[int, int, Rows | None]]", padded: bool) -> None:
         """Put the rows of other layers, or nothing, in the place of ranges that do not overlap."""
         pieces: list[tuple[Parts, Parts, torch.Tensor]] = []
+        masses: list[torch.Tensor] = []
         begin = 0
         for start, stop, new in [*sorted(edits, key=lambda edit: edit[:2]), (self.length, self.length, None)]:
             keys, values = (tuple(part[:, :, begin:start] for part in parts) for parts in self.rows)
             pieces.append((keys, values, self.seen[..., begin:start]))
+            if self._mass is not None:
+                masses += [self._mass[..., begin:start], self._massless(new.length if new is not None else 0)]
             if new is not None:
                 pieces.append((*new.rows, new.seen))
             begin = stop
         heads = max(seen.shape[1] for _, _, seen in pieces)
         keys, values = _join(*(piece[0] for piece in pieces)), _join(*(piece[1] for piece in pieces))
         seen = torch.cat([seen.expand(-1, heads, -1) for _, _, seen in pieces], dim=2)
-        self.set(keys, values, seen, self.dtype, padded)
+        self.set(keys, values, seen, self.dtype, padded, torch.cat(masses, dim=2) if masses else None)
 
     def _span(self, span: Span) -> tuple[int, int]:
         """A range of slots with both ends counted from the left.

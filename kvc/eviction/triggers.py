@@ -2,26 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import NamedTuple
 
 from kvc.errors import UserError
-
-
-class Progress(NamedTuple):
-    """What a trigger is shown after a forward; one entry per row of the batch.
-
-    Attributes:
-        seen: Tokens of the row so far: prompt and evicted tokens count, padding does not.
-        cached: Rows in memory now.
-        last_ids: Newest token in memory.
-        tails: Decoded end of the text after the prompt, at least as long as the longest marker, so empty after the
-            prefill; None where nothing is decoded.
-    """
-
-    seen: list[int]
-    cached: list[int]
-    last_ids: list[int]
-    tails: list[str] | None = None
+from kvc.generation.protocols import Progress
 
 
 class Trigger(ABC):
@@ -36,6 +19,14 @@ class Trigger(ABC):
     def __init__(self, at_prefill: bool = True) -> None:
         self.at_prefill = at_prefill
         self._started = False
+
+    @property
+    def characters(self) -> int:
+        """Length of the decoded text that it reads; 0 for none."""
+        return 0
+
+    def bind(self, budget: int) -> None:
+        """Learn the budget of the eviction that it belongs to."""
 
     def reset(self) -> None:
         """Forget everything: a new generate call begins."""
@@ -118,18 +109,24 @@ class BudgetBuffer(Trigger):
     """Whenever the memory of a row has outgrown its budget by a whole buffer.
 
     Args:
-        budget: Rows after a compression.
-        buffer: Rows that may come on top.
+        buffer: Rows that may come on top of the budget.
+        budget: Rows after a compression; null takes the budget of the eviction.
         at_prefill: See `Trigger`.
     """
 
-    def __init__(self, budget: int, buffer: int = 128, at_prefill: bool = True) -> None:
+    def __init__(self, buffer: int = 128, budget: int | None = None, at_prefill: bool = True) -> None:
         super().__init__(at_prefill)
-        self.limit = _positive("budget", budget) + _positive("buffer", buffer)
+        self.buffer = _positive("buffer", buffer)
+        self.budget = budget if budget is None else _positive("budget", budget)
+
+    def bind(self, budget: int) -> None:
+        """Take the budget, unless there is one."""
+        self.budget = budget if self.budget is None else self.budget
 
     def decide(self, progress: Progress, first: bool) -> list[bool]:
         """By the rows in memory."""
-        return [cached >= self.limit for cached in progress.cached]
+        assert self.budget is not None, "the trigger belongs to no eviction yet"
+        return [cached >= self.budget + self.buffer for cached in progress.cached]
 
 
 class NewlineIds(Trigger):
@@ -170,6 +167,11 @@ class NewlineText(Trigger):
         self.markers = tuple(markers)
         self._inside: list[bool] = []
 
+    @property
+    def characters(self) -> int:
+        """Room for the longest marker and the blanks that may follow it."""
+        return max(map(len, self.markers)) + 16
+
     def decide(self, progress: Progress, first: bool) -> list[bool]:
         """By the end of the text."""
         tails = _tails(progress, "markers")
@@ -193,6 +195,16 @@ class UntilThinkEnd(Trigger):
         self.end_id = end_id
         self.end_text = end_text
         self._ended: list[bool] = []
+
+    @property
+    def characters(self) -> int:
+        """What the inner trigger reads, and room for the end of the thoughts."""
+        # One token may carry more text behind the end.
+        return max(self.inner.characters, 0 if self.end_id is not None else len(self.end_text) + 64)
+
+    def bind(self, budget: int) -> None:
+        """Pass the budget on."""
+        self.inner.bind(budget)
 
     def reset(self) -> None:
         """Forget everything, the inner trigger too."""

@@ -75,22 +75,23 @@ def test_usage_over_time() -> None:
     memory, usage = KVMemory(model), Usage()
     ids, mask = left_padded([tokens(4), tokens(10, seed=1)])
     model(ids, **memory.forward_kwargs(ids, mask))
-    usage.record(memory)
+    usage.record([0, 1], memory.tokens.tolist(), memory.bytes)
     full = memory.bytes
     model(tokens(2, 1), past_key_values=memory)
-    usage.record(memory)
+    usage.record([0, 1], memory.tokens.tolist(), memory.bytes)
     peak = memory.bytes
     memory.keep(0, torch.tensor([[[8, 9, 10], [-1, 9, 10]]]).expand(2, -1, -1))
     memory.keep(1, torch.tensor([[[10], [10]]]).expand(2, -1, -1))
-    usage.record(memory, torch.tensor([True, False]))
+    memory.batch_select_indices(torch.tensor([0]))
+    usage.record([0], memory.tokens.tolist(), memory.bytes)
     final = (2.5 + 1) / 2
     summary = usage.summary(0)
     assert summary["kv_tokens_peak"] == 5
     assert summary["kv_tokens_final"] == final
     assert summary["kv_tokens_mean"] == pytest.approx((4 + 5 + final) / 3)
     assert summary["kv_bytes_peak"] == peak / 2
-    assert summary["kv_bytes_final"] == memory.bytes / 2
-    assert summary["kv_bytes_mean"] == pytest.approx((full + peak + memory.bytes) / 6)
+    assert summary["kv_bytes_final"] == memory.bytes
+    assert summary["kv_bytes_mean"] == pytest.approx((full / 2 + peak / 2 + memory.bytes) / 3)
     assert usage.summary(1)["kv_tokens_final"] == 11
     assert usage.summary(1)["kv_tokens_mean"] == 10.5
     with pytest.raises(ValueError, match="nothing was recorded"):

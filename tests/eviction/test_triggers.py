@@ -9,11 +9,11 @@ from kvc.eviction.triggers import (
     NewlineIds,
     NewlineText,
     PrefillOnly,
-    Progress,
     StepPhase,
     Trigger,
     UntilThinkEnd,
 )
+from kvc.generation.protocols import Progress
 
 
 def run(trigger: Trigger, prompt: int, forwards: int) -> list[int]:
@@ -51,7 +51,7 @@ def test_prefill_only() -> None:
 
 
 def test_budget_and_buffer_by_rows_in_memory() -> None:
-    trigger = BudgetBuffer(48, 16, at_prefill=False)
+    trigger = BudgetBuffer(16, 48, at_prefill=False)
     cached, fired = 20, []
     for number in range(100):
         if trigger(Progress([20 + number], [cached], [5]))[0]:
@@ -132,8 +132,8 @@ def test_bad_settings_of_triggers() -> None:
     for build in (
         lambda: StepPhase(0),
         lambda: EveryTokens(-1),
-        lambda: BudgetBuffer(0),
         lambda: BudgetBuffer(4, 0),
+        lambda: BudgetBuffer(0),
         lambda: NewlineIds([]),
         lambda: NewlineText([]),
         lambda: NewlineText("---"),

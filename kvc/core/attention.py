@@ -1,0 +1,124 @@
+"""The one attention function of the project: transformers' own, with a door for what methods add.
+
+A model whose attention is `kvc_sdpa` or `kvc_eager` computes what `sdpa` or `eager` computes. An object given to its
+forward as `kvc_tap` is called in every attention module: it may exchange keys, values and mask before the product
+(merged memory), and it sees queries after RoPE and keys before they are repeated (observation windows, attention mass).
+
+Shapes: B batch, Hq query heads, Hk KV heads, T new tokens, N keys, D head dimension.
+"""
+
+import sys
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from kvc.errors import UserError
+
+TAP = "kvc_tap"
+PREFIX = "kvc_"
+
+
+class Product(NamedTuple):
+    """The arguments of one attention product.
+
+    Attributes:
+        query: `[B, Hq, T, D]`, after RoPE.
+        key: `[B, Hk, N, D]`.
+        value: `[B, Hk, N, D]`.
+        mask: bool (true is visible) or additive `[B, 1 or Hq, T, N]`; None for causal, all visible where T is 1.
+        scaling: Factor of the logits.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float
+
+
+class Tap(Protocol):
+    """What may stand at the door."""
+
+    def __call__(self, layer: int, product: Product) -> Product:
+        """See, and possibly exchange, the arguments of the product of one layer."""
+        ...
+
+
+def kernel_of(attention: str) -> str:
+    """Name of the transformers kernel behind an attention implementation."""
+    return attention.removeprefix(PREFIX)
+
+
+def open_door(model: PreTrainedModel) -> None:
+    """Switch a model to the attention function with the door; numbers stay as they are.
+
+    Raises:
+        UserError: If its attention kernel is one that shows nobody queries or weights.
+    """
+    attention = str(model.config._attn_implementation)
+    if attention.startswith(PREFIX):
+        return
+    if attention not in ("sdpa", "eager"):
+        raise UserError(
+            f"attn_implementation: nobody can see the queries of '{attention}' attention, which this policy or method "
+            "needs: use sdpa or eager"
+        )
+    model.set_attn_implementation(PREFIX + attention)
+
+
+def _through(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    tap: Tap | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    if tap is None:
+        return query, key, value, attention_mask
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    product = tap(int(module.layer_idx), Product(query, key, value, attention_mask, scale))  # type: ignore[arg-type]
+    return product[:4]
+
+
+def _sdpa(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    kvc_tap: Tap | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    inputs = _through(module, query, key, value, attention_mask, scaling, kvc_tap)
+    return sdpa_attention_forward(module, *inputs, scaling=scaling, **kwargs)
+
+
+def _eager(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    kvc_tap: Tap | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    inputs = _through(module, query, key, value, attention_mask, scaling, kvc_tap)
+    # Each family has an eager function of its own (softcapping, sinks), beside its attention module.
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    output: tuple[torch.Tensor, torch.Tensor | None] = own(module, *inputs, scaling=scaling, **kwargs)
+    return output
+
+
+AttentionInterface.register("kvc_sdpa", _sdpa)
+AttentionInterface.register("kvc_eager", _eager)
+# Without a mask function of the same name, transformers drops the 2-D padding mask silently.
+AttentionMaskInterface.register("kvc_sdpa", sdpa_mask)
+AttentionMaskInterface.register("kvc_eager", eager_mask)

@@ -1,0 +1,131 @@
+"""What a policy needs to know beside the rows: the last queries of every layer, and the attention that rows received.
+
+Shapes: B batch, Hq query heads, Hk KV heads, G query heads per KV head, T new tokens, N slots, W window, D head width.
+"""
+
+import torch
+
+from kvc.cache.positioned import PositionedCache
+from kvc.core.attention import Product
+
+TILE = 256
+"""Queries whose attention weights exist at a time."""
+
+
+class Ring:
+    """The last queries of one layer, in a buffer of fixed size.
+
+    A decoding step overwrites the oldest query in place; nothing is copied until somebody asks for their order.
+
+    Args:
+        window: Queries to keep.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._buffer: torch.Tensor | None = None
+        self._oldest = 0
+
+    def push(self, query: torch.Tensor, valid: torch.Tensor | None = None) -> None:
+        """Add the queries of one forward.
+
+        Args:
+            query: `[B, Hq, T, D]`.
+            valid: bool `[B, T]`, false for padding; None for no padding.
+        """
+        buffer = self._buffer
+        if valid is None and query.shape[2] == 1 and buffer is not None and buffer.shape[2] == self.window:
+            buffer[:, :, self._oldest] = query[:, :, 0]
+            self._oldest = (self._oldest + 1) % self.window
+            return
+        past = self.ordered()
+        joined = query if past is None else torch.cat([past, query], dim=2)
+        if valid is not None:
+            # Padding between two turns must not push real queries out, so it goes to the front.
+            held = valid.new_ones(len(valid), joined.shape[2] - valid.shape[1])
+            order = torch.cat([held, valid], dim=1).to(torch.int8).argsort(dim=1, stable=True)
+            joined = joined.gather(2, order[:, None, :, None].expand_as(joined))
+        self._buffer, self._oldest = joined[:, :, -self.window :].clone(), 0
+
+    def ordered(self) -> torch.Tensor | None:
+        """The queries in order of time, `[B, Hq, <= W, D]`; None before the first forward."""
+        if self._buffer is None or self._oldest == 0:
+            return self._buffer
+        return self._buffer.roll(-self._oldest, dims=2)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Only the given rows of the batch, in their order."""
+        if self._buffer is not None:
+            self._buffer = self._buffer[rows]
+
+
+class Recorder:
+    """A tap that notes queries and attention of every forward on one memory.
+
+    Args:
+        memory: The memory whose forwards are noted.
+        window: Queries to keep of every layer; 0 keeps none.
+        mass: Sum up the attention that every row receives; the sums lie in the layers (`Rows.mass`).
+    """
+
+    def __init__(self, memory: PositionedCache, window: int, mass: bool) -> None:
+        self._memory = memory
+        self._rings = [Ring(window) for _ in memory.layers] if window else None
+        self._weigh = mass
+        for layer in memory.layers if mass else []:
+            layer.weigh()
+
+    def __call__(self, layer: int, product: Product) -> Product:
+        """Note the product of one layer, and leave it as it is."""
+        incoming = self._memory.incoming
+        valid = incoming.positions >= 0 if incoming.padded else None
+        if self._rings is not None:
+            self._rings[layer].push(product.query.detach(), valid)
+        if self._weigh:
+            self._memory.layers[layer].receive(received(product, valid))
+        return product
+
+    def queries(self, layer: int) -> torch.Tensor | None:
+        """The last queries of a layer `[B, Hq, <= W, D]`."""
+        return self._rings[layer].ordered() if self._rings is not None else None
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Only the given rows of the batch, in their order."""
+        for ring in self._rings or []:
+            ring.select(rows)
+
+
+@torch.no_grad()
+def received(product: Product, valid: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention that every key receives in one product, summed over queries and the query heads of its group.
+
+    Args:
+        product: The arguments of the product.
+        valid: bool `[B, T]`, queries that count; None for all.
+
+    Returns:
+        float32 `[B, Hk, N]`.
+    """
+    query, key, mask = product.query, product.key, product.mask
+    new, slots, kv_heads = query.shape[2], key.shape[2], key.shape[1]
+    total = torch.zeros(key.shape[:3], device=key.device)
+    columns = torch.arange(slots, device=key.device)
+    for start in range(0, new, TILE):
+        part = torch.unflatten(query[:, :, start : start + TILE], 1, (kv_heads, -1))
+        size = part.shape[3]
+        logits = (part.flatten(2, 3) @ key.transpose(-1, -2) * product.scaling).float()
+        logits = torch.unflatten(logits, 2, (-1, size))
+        if mask is not None:
+            seen = mask[:, :, start : start + size]
+            seen = torch.unflatten(seen, 1, (1 if seen.shape[1] == 1 else kv_heads, -1))
+            # A row of padding sees nothing: a finite floor keeps its weights finite until they are left out.
+            floor = torch.finfo(torch.float32).min
+            logits = logits.masked_fill(~seen, floor) if seen.dtype == torch.bool else logits + seen.float()
+        elif new > 1:
+            last = torch.arange(start, start + size, device=key.device) + (slots - new)
+            logits = logits.masked_fill(columns > last[:, None], -torch.inf)
+        weights = logits.softmax(-1).sum(2)
+        if valid is not None:
+            weights = weights * valid[:, None, start : start + size, None]
+        total += weights.sum(2)
+    return total

@@ -1,0 +1,1 @@
+"""Decoding with a memory that changes on the way."""

@@ -1,0 +1,59 @@
+"""What the decode loop tells a compressor after every forward, and what it asks of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from kvc.cache.memory import KVMemory
+
+
+class Progress(NamedTuple):
+    """What is known after a forward; one entry per row of the batch, finished rows included, as they were at their end.
+
+    Attributes:
+        seen: Tokens of the row so far: prompt and evicted tokens count, padding does not.
+        cached: Rows in memory now, the mean over layers.
+        last_ids: Newest token in memory.
+        tails: Decoded end of the text after the prompt, at least as long as the compressor asked for, so empty after
+            the prefill; None where nothing is decoded.
+    """
+
+    seen: list[int]
+    cached: list[int]
+    last_ids: list[int]
+    tails: list[str] | None = None
+
+
+class Compressor(Protocol):
+    """Makes the memory smaller while a model decodes."""
+
+    @property
+    def characters(self) -> int:
+        """Length of the decoded text that it reads after every forward; 0 for none."""
+        ...
+
+    def begin(self, model: PreTrainedModel, memory: KVMemory) -> None:
+        """A call of generate begins; nothing is left of an earlier one."""
+        ...
+
+    def after(self, progress: Progress, alive: Sequence[int]) -> list[int]:
+        """A forward has ended: change the memory, or leave it.
+
+        Args:
+            progress: All rows of the batch.
+            alive: The rows that are still in memory, in their order there.
+
+        Returns:
+            Rows whose memory shrank, as numbers of the batch.
+        """
+        ...
+
+    def select(self, rows: torch.Tensor) -> None:
+        """The memory now has only these of its rows; one may come several times."""
+        ...
+
+    def end(self) -> None:
+        """The call of generate has ended."""
+        ...
