@@ -46,6 +46,7 @@ def test_ordinary_tokens_get_the_base_model_bit_for_bit() -> None:
     for row, before in enumerate(first):
         assert torch.equal(found[row, :before], base[row, :before])
     assert not torch.allclose(found[0, 4], base[0, 4], atol=1e-3)
+    assert torch.equal(model(IDS).logits, base), "a choice outlived its forward"
 
 
 @torch.no_grad()

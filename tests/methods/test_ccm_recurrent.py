@@ -112,10 +112,11 @@ def test_what_is_held(kind: Any) -> None:
     assert [f for f, row in zip(found, rows) if row.chunks] == [p for p, row in zip(peaks, rows) if row.chunks]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
-def test_one_memory_serves_several_continuations() -> None:
+def test_one_memory_serves_several_continuations(kind: Any) -> None:
     rows = tiny.contexts([2])
-    compressor = tiny.compressor(kind="merge_recur")
+    compressor = tiny.compressor(kind=kind)
     memory = stepwise(compressor, rows)
     tails, mask = tiny.padded([[5, 6, 7], [8, 9]])
     both = tiny.tails(memory.logits(tails, mask), mask, [tiny.Context([], [], [5, 6, 7]), tiny.Context([], [], [8, 9])])

@@ -95,7 +95,7 @@ class CompressedMemory:
             held, between = _rows(self.memory) - length - added, length
         else:
             alone = self._prefix.fork()
-            self._run(alone, input_ids, layout, start)
+            self._run(alone, input_ids, layout)
             select(alone, torch.zeros_like(added), torch.zeros_like(added), added)
             self.memory.extend(alone)
             held, between = _rows(self.memory) - added, torch.zeros_like(length)
@@ -151,9 +151,9 @@ class CompressedMemory:
             return self.steps.new_zeros(batch)
         return self.memory.next_position.expand(batch)
 
-    def _run(self, memory: KVMemory, input_ids: torch.Tensor, layout: Layout, start: torch.Tensor | None = None) -> Any:
-        """Read tokens into a memory, from the next position on."""
-        start = self._start(len(input_ids)) if start is None else start
+    def _run(self, memory: KVMemory, input_ids: torch.Tensor, layout: Layout) -> Any:
+        """Read tokens into a memory, from the next position of the own one on."""
+        start = self._start(len(input_ids))
         arguments: dict[str, Any] = {
             "inputs_embeds": self.compressor.embed(input_ids),
             "attention_mask": layout.valid.long(),
