@@ -95,6 +95,11 @@ class KVMemory(PositionedCache):
         self.layers[layer].keep(indices)
         self._alike = None
 
+    def evict(self, layer: int, batch: torch.Tensor, indices: torch.Tensor) -> None:
+        """Keep only the slots `[R, H, K]` of a layer in some rows `[R]` of the batch; see `Rows.evict`."""
+        self.layers[layer].evict(batch, indices)
+        self._alike = None
+
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Add rows that no forward made after the last slot of a layer.
 

@@ -221,6 +221,37 @@ class Rows:
         self.settle()
         self._gather(indices, padded=self.padded or bool((indices < 0).any()))
 
+    def evict(self, batch: torch.Tensor, indices: torch.Tensor) -> None:
+        """Keep only the given slots in some rows of the batch, everything in the others, and free what no row needs.
+
+        Args:
+            batch: Which rows of the batch, `[R]`.
+            indices: Slots int64 `[R, H, K]` in their new order; -1 for none, at the left end only.
+        """
+        self.settle()
+        others = torch.ones(self.batch_size, dtype=torch.bool, device=self.device)
+        others[batch] = False
+        size = max(indices.shape[-1], int((self.counts.amax(1) * others).max()))
+        start = self.length - size
+        where, none, first = indices.clamp(min=0), indices < 0, size - indices.shape[-1]
+
+        def kept(part: torch.Tensor, empty: int) -> torch.Tensor:
+            """A tensor `[B, H, N, ...]` with what stays; rows are copied once, chosen ones gathered."""
+            tail = part.shape[3:]
+            index = where[(...,) + (None,) * len(tail)].expand(*where.shape, *tail)
+            chosen = part[batch].gather(2, index).masked_fill(none[(...,) + (None,) * len(tail)], empty)
+            rest = part[:, :, start:].clone()
+            rest[batch, :, :first] = empty
+            rest[batch, :, first:] = chosen
+            return rest
+
+        heads = self.rows[0][0].shape[1]
+        mass = None if self._mass is None else kept(self._mass, 0)
+        seen = kept(self.seen.expand(-1, heads, -1), -1)
+        keys, values = (tuple(kept(part, 0) for part in parts) for parts in self.rows)
+        self.set(keys, values, seen, self.dtype, padded=False, mass=mass)
+        self.padded = bool((seen[:, :, 0] < 0).any())
+
     def replace(
         self, span: Span, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor, padded: bool = True
     ) -> None:

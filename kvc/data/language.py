@@ -9,6 +9,8 @@ import torch
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
+from kvc.data.answers import extract_answer
+from kvc.data.questions import Judged
 from kvc.data.synthetic.base import Document, rng_for
 from kvc.data.synthetic.curriculum import SCHEDULE, Mixture
 from kvc.data.synthetic.example import EOS, Example, plain
@@ -40,6 +42,29 @@ class Item(NamedTuple):
         """Task and difficulty, e.g. `reasoning 2-4`."""
         return f"{self.task} {self.level}"
 
+    @property
+    def prompt(self) -> str:
+        """Everything before the answer."""
+        return self.example.prompt
+
+    @property
+    def bare_prompt(self) -> str:
+        """The question without its context."""
+        return self.example.head + (self.example.turns[0].query + self.example.turns[0].lead).lstrip()
+
+    @property
+    def gold(self) -> str:
+        """The right answer."""
+        return self.example.gold
+
+    def judge(self, completion: str) -> Judged:
+        """Grade as the task says; of a solution only the final number counts."""
+        grade = TASKS[self.task].grade
+        if grade is None:
+            raise UserError(f"data.tasks: answers of {self.task} are not graded one by one")
+        answer = extract_answer(completion) if self.task == "reasoning" else completion.strip().split("\n", 1)[0]
+        return Judged(answer, grade(completion, self.example))
+
 
 class SyntheticText(KvcDataModule):
     """The tiny model's curriculum; every batch is a pure function of (seed, its number).
@@ -55,12 +80,13 @@ class SyntheticText(KvcDataModule):
         result_weight: Loss weight of numbers that must be computed or copied, and of short answers.
         held_out: Items of each difficulty of each task in the validation and the test split.
         tasks: The tasks whose items are held out; all of them if empty.
+        levels: The difficulties that are held out, such as `9-16`; all of each task if empty.
         eval_batch_size: Rows of an evaluation batch.
         num_workers: Loader processes.
         seed: Seed of everything drawn.
     """
 
-    gives: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "weights", "items")
+    gives: ClassVar[tuple[str, ...]] = ("input_ids", "labels", "weights", "items", "questions")
     pool = 16
     """Batches that are drawn together and sorted by length."""
 
@@ -73,6 +99,7 @@ class SyntheticText(KvcDataModule):
         result_weight: float = 3.0,
         held_out: int = 100,
         tasks: Sequence[str] = (),
+        levels: Sequence[str] = (),
         eval_batch_size: int = 50,
         num_workers: int = 0,
         seed: int = seeds.DEFAULT_SEED,
@@ -88,6 +115,10 @@ class SyntheticText(KvcDataModule):
         if unknown:
             raise UserError(f"data.tasks: {unknown[0]!r} is unknown, use {', '.join(TASKS)}")
         self.tasks = tuple(tasks) or tuple(TASKS)
+        self.levels = tuple(levels)
+        known = {level.name for task in self.tasks for level in TASKS[task].levels}
+        if strange := [level for level in self.levels if level not in known]:
+            raise UserError(f"data.levels: {strange[0]!r} is unknown, use {', '.join(sorted(known))}")
         self.tokenizer: Any = None
 
     def setup(self, stage: str) -> None:
@@ -96,9 +127,16 @@ class SyntheticText(KvcDataModule):
 
     def data_hash(self) -> str:
         """Name of the generators' version and settings."""
-        return digest(
-            [GENERATOR_VERSION, self.seed, self.steps, self.tokens_per_batch, self.held_out, self.tasks, SCHEDULE]
-        )
+        settings = [
+            GENERATOR_VERSION,
+            self.seed,
+            self.steps,
+            self.tokens_per_batch,
+            self.held_out,
+            self.tasks,
+            SCHEDULE,
+        ]
+        return digest([*settings, self.levels] if self.levels else settings)
 
     def describe(self) -> dict[str, Any]:
         """What the numbers belong to."""
@@ -131,7 +169,7 @@ class SyntheticText(KvcDataModule):
 
     def items(self, split: Split) -> list[Item]:
         """The held-out items of a split, the same for every model."""
-        return _items(split, self.seed, self.held_out, self.tasks)
+        return _items(split, self.seed, self.held_out, self.tasks, self.levels)
 
     def encode(self, document: Document, context: float) -> tuple[list[int], list[float]]:
         """Token ids with BOS and, unless the text ends with it, EOS; and the loss weight of each."""
@@ -162,6 +200,8 @@ class SyntheticText(KvcDataModule):
         encoded = [self.encode(plain(item.example), self.context_weight[1]) for item in items]
         batch: dict[str, Any] = dict(self.pad(encoded))
         batch["items"] = items
+        # Grading single answers makes no sense for a task that has only likelihoods.
+        batch["questions"] = [item for item in items if TASKS[item.task].grade]
         return batch
 
 
@@ -232,11 +272,12 @@ class _Rows:
 
 
 @functools.lru_cache(maxsize=4)
-def _items(split: Split, seed: int, count: int, tasks: tuple[str, ...]) -> list[Item]:
+def _items(split: Split, seed: int, count: int, tasks: tuple[str, ...], levels: tuple[str, ...]) -> list[Item]:
     drawn = (
         (task, level.name, example(task, split, seed, index, level.name))
         for task in tasks
         for level in TASKS[task].levels
+        if not levels or level.name in levels
         for index in range(count)
     )
     return [Item(number, task, level, item) for number, (task, level, item) in enumerate(drawn)]

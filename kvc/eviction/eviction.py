@@ -133,22 +133,14 @@ class Eviction:
             if before < budget:
                 continue
             positions = layer.positions
-            at = None if len(rows) == batch else torch.tensor(rows, device=positions.device)
+            at = torch.tensor(rows, device=positions.device)
             queries = self._recorder.queries(number) if self._recorder is not None else None
             view = View(layer.keys, layer.values, positions, queries, layer.mass)
-            if at is not None:
+            if len(rows) < batch:
                 view = View(*(None if part is None else part[at] for part in view))  # type: ignore[arg-type]
             chosen = self.policy.select(view, budget, prefix=self.prefix, layer=number)
             lost = (view.positions >= 0).sum(-1) > (chosen >= 0).sum(-1)
             shrunk.update(rows[row] for row in lost.any(-1).nonzero()[:, 0].tolist())
-            memory.keep(number, chosen if at is None else _beside(positions, at, chosen))
+            memory.evict(number, at, chosen)
             debug.report(number, before, layer.length, int(memory.next_position.max()))
         return sorted(shrunk)
-
-
-def _beside(positions: torch.Tensor, rows: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Slots `[B, H, N]` that keep everything, but in the given rows only the chosen ones `[R, H, K]`."""
-    slots = torch.arange(positions.shape[-1], device=positions.device).expand(positions.shape)
-    indices = slots.masked_fill(positions < 0, -1)
-    indices[rows] = torch.nn.functional.pad(chosen, (positions.shape[-1] - chosen.shape[-1], 0), value=-1)
-    return indices

@@ -25,7 +25,7 @@ class Trigger(ABC):
         """Length of the decoded text that it reads; 0 for none."""
         return 0
 
-    def bind(self, budget: int) -> None:
+    def bind(self, budget: int) -> None:  # noqa: B027 - most triggers do not look at it
         """Learn the budget of the eviction that it belongs to."""
 
     def reset(self) -> None:

@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from kvc.cache.memory import KVMemory
+from kvc.eviction.eviction import Eviction
 from kvc.eviction.importance import past_importance
 from kvc.eviction.policy import Policy, View
 from kvc.eviction.redundancy import redundancy
 from kvc.eviction.registry import make_policy
+from kvc.eviction.triggers import NewlineIds, StepPhase
+from kvc.generation.decode import generate
+from kvc.generation.sampling import Forced
 
 Tensors = dict[str, torch.Tensor]
 
@@ -33,7 +39,9 @@ def policy_of(config: dict[str, Any], method: str) -> Policy:
     names = {"window_size": "window", "kernel_size": "kernel_size"}
     if method == "rkv":
         names |= {name: name for name in ("mix_lambda", "retain_ratio", "retain_direction")}
-    return make_policy(method, order="score", **{ours: config[theirs] for theirs, ours in names.items()})
+    return make_policy(
+        method, order="score", **{ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    )
 
 
 def plain_view(keys: torch.Tensor, queries: torch.Tensor) -> View:
@@ -103,8 +111,80 @@ def test_rounds_of_compression(multiround: Path) -> None:
         end += about["step"]
 
 
+class Replay(Forced):
+    """Feeds the reference's tokens, and remembers what the loop offered instead."""
+
+    def __init__(self, tokens: torch.Tensor, memory: KVMemory) -> None:
+        super().__init__([tokens.tolist()])
+        self.memory, self.logits, self.lengths, self.next = memory, [], [], []
+
+    def __call__(self, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+        self.logits.append(logits[0])
+        self.lengths.append(self.memory.layers[0].length)
+        self.next.append(int(self.memory.next_position[0]))
+        return super().__call__(logits, rows)
+
+
+class Watched(Eviction):
+    """Remembers at which forward it was asked to compress, and the positions that stayed."""
+
+    def compress(self, rows: list[int], batch: int) -> list[int]:
+        assert self._memory is not None
+        shrunk = super().compress(rows, batch)
+        self.rounds.append([layer.positions[0] for layer in self._memory.layers])
+        return shrunk
+
+    def begin(self, model: Any, memory: KVMemory) -> None:
+        self.rounds: list[list[torch.Tensor]] = []
+        super().begin(model, memory)
+
+
+def model_of(folder: Path, family: str) -> Any:
+    config = json.loads((folder / "e2e_index.json").read_text())[family]["config"]
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
+    config.pop("rope_scaling", None)
+    kind = config.pop("model_type")
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **config), attn_implementation="sdpa").eval()
+    model.load_state_dict(load_file(folder / f"e2e_{family}_weights.safetensors"))
+    return model
+
+
 def test_decoding(e2e: Path) -> None:
-    pytest.skip("needs the decode loop")
+    """Fed with the reference's tokens: logits, lengths, positions, rounds and the memory at the end."""
+    family, _, run = e2e.stem.removeprefix("e2e_").partition("_")
+    tensors = load_file(e2e)
+    about = json.loads((e2e.parent / "e2e_index.json").read_text())[family]["runs"][run]
+    model = model_of(e2e.parent, family)
+    memory = KVMemory(model)
+    prompt = tensors["prompt"].long().reshape(1, -1)
+    answer = tensors["sequences"].long().flatten()[prompt.shape[1] :]
+    compressor = None
+    if "method" in about:
+        config = about["model_config"]
+        newline = config["divide_method"] == "newline"
+        trigger = NewlineIds(about["newline_token_ids"]) if newline else StepPhase(config["divide_length"])
+        policy = policy_of(about["method_config"], about["method"])
+        compressor = Watched(policy, about["method_config"]["budget"], trigger)
+    replay = Replay(answer, memory)
+    generate(
+        model, prompt, memory=memory, compressor=compressor, sampler=replay, max_new_tokens=len(answer), eos_token_id=()
+    )
+    logits = torch.stack(replay.logits)
+    torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=1e-5)
+    assert torch.equal(logits.argmax(-1), tensors["logits"].argmax(-1))
+    if (trace := tensors.get("trace")) is not None:
+        assert replay.lengths == trace[: len(answer), 4].tolist()
+        assert replay.next == (trace[: len(answer), 3] + 1).tolist()
+    rounds = compressor.rounds if compressor is not None else []
+    recorded = sorted({int(key.rsplit("round", 1)[1]) for key in tensors if key.startswith("kept.")})
+    effective = [kept for kept in rounds if kept[0].shape[-1] == about["method_config"]["budget"]]
+    for number in recorded:
+        for layer, kept in enumerate(effective[number]):
+            assert torch.equal(kept, tensors[f"kept.layer{layer}.round{number}"].long()), (number, layer)
+    for layer, rows in enumerate(memory.layers):
+        for name, found in (("key", rows.keys), ("value", rows.values)):
+            if (expected := tensors.get(f"final_{name}.{layer}")) is not None:
+                torch.testing.assert_close(found, expected.reshape(found.shape), rtol=0, atol=1e-5)
 
 
 PRESSES = {
