@@ -10,7 +10,7 @@ Shapes: B batch, T tokens, M columns of merged memory, S = M + T columns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -41,12 +41,15 @@ class Layout:
         valid: bool `[B, T]`, False for padding, which may be on either side.
         slots: Memory tokens in a run, n.
         kept: bool `[B, T]`, ordinary tokens that stay visible for good (attention sink, prompt); None for none.
+        cut: bool `[B, T]`, ordinary tokens that end a segment without a run, for kinds that need no memory tokens; None
+            for none.
     """
 
     slot: torch.Tensor
     valid: torch.Tensor
     slots: int
-    kept: torch.Tensor | None = field(default=None)
+    kept: torch.Tensor | None = None
+    cut: torch.Tensor | None = None
 
     @cached_property
     def memory(self) -> torch.Tensor:
@@ -55,17 +58,18 @@ class Layout:
 
     @cached_property
     def _ends(self) -> torch.Tensor:
-        return (self.slot == self.slots - 1) & self.memory
+        ends = (self.slot == self.slots - 1) & self.memory
+        return ends if self.cut is None else ends | (self.cut & self.valid)
 
     @cached_property
     def segment(self) -> torch.Tensor:
-        """Number of complete runs before each token, int32 `[B, T]`; `PADDING` for padding."""
+        """Number of segments that end before each token, int32 `[B, T]`; `PADDING` for padding."""
         before = self._ends.cumsum(-1) - self._ends.long()
         return before.masked_fill(~self.valid, PADDING).int()
 
     @cached_property
     def runs(self) -> torch.Tensor:
-        """Number of runs, which is the segment of the tail, int32 `[B, 1]`."""
+        """Number of segments that end, which is the segment of the tail, int32 `[B, 1]`."""
         return self._ends.sum(-1, keepdim=True).int()
 
     @cached_property

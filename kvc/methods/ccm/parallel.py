@@ -53,16 +53,27 @@ class Compressor:
         if is_merged(kind):
             open_door(model)
 
-    def layout(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, kept: torch.Tensor | None = None) -> Layout:
+    def layout(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        cut: torch.Tensor | None = None,
+    ) -> Layout:
         """What each place of a batch holds; see `Layout`."""
-        return Layout(self.tokens.slot(input_ids), attention_mask.bool(), self.tokens.slots, kept)
+        return Layout(self.tokens.slot(input_ids), attention_mask.bool(), self.tokens.slots, kept, cut)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Input embeddings `[B, T, E]`."""
         return self.tokens.embed(self.model.get_input_embeddings(), input_ids)
 
     def hidden(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, kept: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        cut: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Run the stack below the LM head over whole sequences.
 
@@ -70,6 +81,7 @@ class Compressor:
             input_ids: `[B, T]`, padded on either side; ids from V on are memory tokens, in complete runs.
             attention_mask: `[B, T]`, 0 for padding.
             kept: bool `[B, T]`, ordinary tokens that stay visible for good; None for none.
+            cut: bool `[B, T]`, ordinary tokens that end a segment without a run; None for none.
             **kwargs: Passed on to the model.
 
         Returns:
@@ -79,7 +91,7 @@ class Compressor:
             UserError: If the sequences are longer than a sliding window of the model.
         """
         self._check_window(input_ids.shape[1])
-        layout = self.layout(input_ids, attention_mask, kept)
+        layout = self.layout(input_ids, attention_mask, kept, cut)
         embeddings = self.embed(input_ids)
         attention = str(self.model.config._attn_implementation)
         arguments: dict[str, Any] = {
