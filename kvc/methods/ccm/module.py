@@ -24,6 +24,8 @@ from kvc.methods.ccm.tokens import MemoryTokens
 
 PLAIN: tuple[Kind, ...] = ("full", "no_context")
 """Kinds without memory tokens."""
+ISOLATED: tuple[Kind, ...] = ("concat", "merge")
+"""Kinds whose finished segments see no memory: only the last segment is predicted."""
 
 
 class CompressedContextMemory(Method):
@@ -31,7 +33,8 @@ class CompressedContextMemory(Method):
 
     Trained are the embeddings of the memory tokens and a LoRA that acts on them alone. Batch: `input_ids`,
     `attention_mask`, `labels` `[B, T]`, `prompt` bool `[B, T]` and `cut` bool `[B, T]`, the last token of each segment
-    that is compressed. A token after a run is predicted from the ordinary token before it, as in decoding.
+    that is compressed. A token after a run is predicted from the ordinary token before it, as in decoding. For `concat`
+    and `merge`, in which that token sees no memory, the loss is on the last segment without its first token.
 
     Args:
         backbone: Base model; its `lora` is what is trained.
@@ -94,10 +97,20 @@ class CompressedContextMemory(Method):
     def step(self, batch: Batch) -> StepOutput:
         """Negative log-likelihood of the labels, summed."""
         hidden = self._read(self.compressor, batch)
-        chosen = batch["labels"][:, 1:] != -100
+        chosen = self._targets(batch, last=self.kind in ISOLATED)
         logits = self.compressor.logits(hidden[:, :-1][chosen]).float()
         targets = batch["labels"][:, 1:][chosen]
         return StepOutput(F.cross_entropy(logits, targets, reduction="sum"), chosen.sum())
+
+    def _targets(self, batch: Batch, last: bool) -> torch.Tensor:
+        """Tokens that are predicted, bool `[B, T - 1]` from the second token on; with `last`, of the last segment."""
+        chosen = batch["labels"][:, 1:] != -100
+        if not last:
+            return chosen
+        cut = batch["cut"].long()
+        ended = cut.cumsum(-1)
+        before = ended - cut if self.kind in ISOLATED else ended
+        return chosen & (before[:, :-1] == ended[:, -1:])
 
     def _read(self, compressor: Compressor, batch: Batch) -> torch.Tensor:
         """Hidden states `[B, T, E]` of the batch's own tokens."""
@@ -132,8 +145,7 @@ class CompressedContextMemory(Method):
         mask, cut = batch["attention_mask"].bool(), batch["cut"]
         targets = batch["labels"][:, 1:]
         segment = cut.long().cumsum(-1) - cut.long()
-        last = segment == cut.sum(-1, keepdim=True)
-        graded = last[:, 1:] & (targets != -100)
+        graded = self._targets(batch, last=True)
         logits = compressor.logits(hidden[graded]).float()
         nll = torch.zeros_like(targets, dtype=torch.float32)
         nll[graded] = F.cross_entropy(logits, targets[graded], reduction="none")
