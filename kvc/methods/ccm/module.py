@@ -134,10 +134,12 @@ class CompressedContextMemory(Method):
         for kind in PLAIN:
             plain = Compressor(self.backbone, self.tokens, kind, "base", self.compressor.conditional)
             arms[kind] = self._scores(plain, batch, self.backbone.disable_adapter())
-        return [
-            {"id": number, "arms": {name: scores[row] for name, scores in arms.items()}}
-            for row, number in enumerate(batch["id"].tolist())
-        ]
+        records = []
+        for row, number in enumerate(batch["id"].tolist()):
+            ours = arms[METHOD][row]
+            about = {"correct": ours["exact"], "loss": ours["nll"] / max(ours["tokens"], 1)}
+            records.append({"id": number, **about, "arms": {name: scores[row] for name, scores in arms.items()}})
+        return records
 
     def _scores(self, compressor: Compressor, batch: Batch, adapters: AbstractContextManager[Any]) -> list[Record]:
         with adapters:
