@@ -142,6 +142,36 @@ def test_a_row_of_a_batch_has_the_mask_it_has_alone(kind: Kind) -> None:
         assert not both[layout.valid[row]][:, alone.columns : whole.columns].any()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_masks_give_the_same_gradients(kind: Kind) -> None:
+    layout = random_layout(3, rows=2)
+    assert layout.kept is not None
+    layout = Layout(layout.slot.cuda(), layout.valid.cuda(), layout.slots, layout.kept.cuda())
+    seen = visibility(layout, kind)
+    size, total = seen.segment.shape[1], seen.home.shape[1]
+    draw = torch.Generator().manual_seed(0)
+    shapes = ((4, size), (2, total), (2, total))
+    inputs = [torch.randn(2, heads, rows, 16, generator=draw).cuda().requires_grad_() for heads, rows in shapes]
+    dense = scaled_dot_product_attention(*inputs, attn_mask=seen.dense(), enable_gqa=True)
+    sparse = torch.compile(flex_attention)(*inputs, block_mask=seen.block(compiled=True), enable_gqa=True)
+    weights = torch.randn(dense.shape, generator=draw).cuda() * layout.valid[:, None, :, None]
+    expected = torch.autograd.grad((dense * weights).sum(), inputs)
+    found = torch.autograd.grad((sparse * weights).sum(), inputs)
+    for gradient, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, other, atol=1e-2, rtol=1e-2)
+
+
+def test_segments_may_end_without_memory_tokens() -> None:
+    slot, valid = torch.full((1, 6), -1), torch.ones(1, 6, dtype=torch.bool)
+    kept, cut = torch.zeros_like(valid), torch.zeros_like(valid)
+    kept[0, 0] = cut[0, 2] = True
+    visible = visibility(Layout(slot, valid, 2, kept, cut), "no_context").dense()[0, 0].long().tolist()
+    assert visible[2] == [1, 1, 1, 0, 0, 0]
+    assert visible[5] == [1, 0, 0, 1, 1, 1]
+
+
 def test_places_find_the_memory_tokens() -> None:
     layout = random_layout(5, slots=2, rows=3)
     for row in range(3):

@@ -196,6 +196,10 @@ def test_bad_input_is_refused() -> None:
         strided_means(embedding, 5)
     with pytest.raises(UserError, match="rate: the share of the newest run"):
         Ema(0.0)
+    for run in ([64], [65], [64, 66], [64, 65, 66]):
+        ids = torch.tensor([[5, *run, 6]])
+        with pytest.raises(UserError, match="row 0 has an incomplete run of memory tokens"):
+            tiny.compressor().hidden(ids, torch.ones_like(ids))
     flex = tiny.adapted(tiny.plain())
     flex.get_base_model().config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match="attn_implementation: flash_attention_2"):

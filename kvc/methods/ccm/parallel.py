@@ -88,10 +88,12 @@ class Compressor:
             The model's output, with `last_hidden_state` `[B, T, E]`.
 
         Raises:
-            UserError: If the sequences are longer than a sliding window of the model.
+            UserError: If a run of memory tokens is incomplete, or the sequences are longer than a sliding window of
+                the model.
         """
         self._check_window(input_ids.shape[1])
         layout = self.layout(input_ids, attention_mask, kept, cut)
+        layout.check()
         embeddings = self.embed(input_ids)
         attention = str(self.model.config._attn_implementation)
         arguments: dict[str, Any] = {
