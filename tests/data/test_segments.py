@@ -1,5 +1,7 @@
 """Traces as sequences: the tokens of the text without markers, and where its segments end."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +40,18 @@ def test_sequences_hold_prompt_solution_and_end(data: SegmentedTraces) -> None:
             assert data.tokenizer.decode(row["input_ids"][: end + 1]).endswith(piece.strip()[-8:])
         assert not row["cut"][row["prompt"]].any()
         assert not row["cut"][-2:].any()
+
+
+def test_a_marker_at_the_end_cuts_nothing(tmp_path: Path, data: SegmentedTraces) -> None:
+    row = {"question": "q", "reasoning_with_compression": "1 + 1 = 2 <COMP>\n#### 2 <COMP>", "answer": "2"}
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps([{**row, "question": f"q{number}"} for number in range(3)]))
+    made = SegmentedTraces(str(path), split=(1.0, 0.0, 0.0), only_valid=False)
+    made.trainer = data.trainer
+    made.setup("fit")
+    item = made.dataset("train")[0, 0]
+    (end,) = item["cut"].nonzero().flatten().tolist()
+    assert made.tokenizer.decode(item["input_ids"][: end + 1]).endswith("1 + 1 = 2")
 
 
 def test_batches_are_padded_on_the_right(data: SegmentedTraces) -> None:

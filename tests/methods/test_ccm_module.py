@@ -50,6 +50,9 @@ def stepwise(made: CompressedContextMemory, row: int) -> tuple[list[float], list
     """Loss of every token of the solution, and hits of the last segment, read chunk by chunk."""
     memory = CompressedMemory(made.compressor)
     prompt, segments = torch.tensor([PROMPTS[row]]), [torch.tensor([segment]) for segment in SEGMENTS[row]]
+    if made.sink:
+        memory.keep(prompt[:, :1])
+        prompt = prompt[:, 1:]
     if made.keep_prompt:
         memory.keep(prompt)
         before = made.compressor.logits(made.compressor.hidden(prompt, torch.ones_like(prompt)).last_hidden_state)
@@ -68,15 +71,15 @@ def stepwise(made: CompressedContextMemory, row: int) -> tuple[list[float], list
         following = logits[-1]
         memory.compress(segment)
     if not made.keep_prompt:
-        losses = losses[len(PROMPTS[row]) - 1 :]
+        losses = losses[prompt.shape[1] - 1 :]
     return losses, hits
 
 
 @pytest.mark.parametrize("kind", ["concat_recur", "merge_recur", "concat", "merge"])
-@pytest.mark.parametrize("keep_prompt", [True, False])
+@pytest.mark.parametrize("kept", ["prompt", "sink", "nothing"])
 @torch.no_grad()
-def test_the_loss_is_that_of_reading_step_by_step(tiny_folder: Any, kind: Any, keep_prompt: bool) -> None:
-    made = method(tiny_folder, kind=kind, slots=2, keep_prompt=keep_prompt).eval()
+def test_the_loss_is_that_of_reading_step_by_step(tiny_folder: Any, kind: Any, kept: str) -> None:
+    made = method(tiny_folder, kind=kind, slots=2, keep_prompt=kept == "prompt", sink=kept == "sink").eval()
     expected = [stepwise(made, row) for row in (0, 1)]
     output = made.step(batch([0, 1]))
     if kind in {"concat", "merge"}:
@@ -105,10 +108,11 @@ def test_a_padded_batch_gives_what_its_rows_give(tiny_folder: Any, kind: Any) ->
             assert scores == pytest.approx(one["arms"][arm], rel=1e-4)
 
 
+@pytest.mark.parametrize("cond_lora", [True, False])
 @torch.no_grad()
-def test_arms_are_the_base_model(tiny_folder: Any) -> None:
+def test_arms_are_the_base_model(tiny_folder: Any, cond_lora: bool) -> None:
     """Full: the plain model on the plain text. No context: prompt and last segment at their own positions."""
-    made = method(tiny_folder, slots=2).eval()
+    made = method(tiny_folder, slots=2, cond_lora=cond_lora).eval()
     base = Backbone(pretrained=str(tiny_folder)).load().eval()
     for row, record in enumerate(made.records(batch([0, 1]))):
         whole = torch.tensor([PROMPTS[row] + [token for segment in SEGMENTS[row] for token in segment]])
@@ -168,7 +172,9 @@ def test_runs_are_inserted_after_cuts(left: bool) -> None:
     cuts = [[0, 1, 0, 1, 0], [1, 0]]
     gap = [0] * 3
     ids = torch.tensor([rows[0], gap + rows[1] if left else rows[1] + gap])
-    cut = torch.tensor([cuts[0], gap + cuts[1] if left else cuts[1] + gap]).bool()
+    # Flags of padding mean nothing.
+    noise = [1, 1, 1]
+    cut = torch.tensor([cuts[0], noise + cuts[1] if left else cuts[1] + noise]).bool()
     mask = torch.tensor([[1] * 5, [0, 0, 0, 1, 1] if left else [1, 1, 0, 0, 0]])
     found = insert_runs(ids, mask, cut, 100, 2)
     lines = [line[real.bool()].tolist() for line, real in zip(found.input_ids, found.attention_mask)]
