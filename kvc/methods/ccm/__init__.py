@@ -1,0 +1,5 @@
+"""Compressed context memory: the context is kept as the keys and values of a few memory tokens."""
+
+from kvc.methods.ccm.module import CompressedContextMemory
+
+__all__ = ["CompressedContextMemory"]
