@@ -177,7 +177,15 @@ class Cli(LightningCLI):
             raise SystemExit(0)
 
     def _warn_about_seeds(self) -> None:
-        """A seed set for one part has no effect: seed_everything goes to all."""
+        """A seed set for one part has no effect: seed_everything goes to all.
+
+        Raises:
+            UserError: If it is set on the command line, where nobody means another run's default.
+        """
+        for part in ("model", "data"):
+            for name in (f"--{part}.seed", f"--{part}.init_args.seed"):
+                if any(int(value) != self.config_dump["seed_everything"] for value in _options(self.argv, name)):
+                    raise UserError(f"{name} has no effect, one seed goes to all parts: use --seed_everything")
         for path in _options(self.argv, "--config") + _options(self.argv, "-c"):
             parts = compose(Path(path)) if Path(path).is_file() else {}
             for part in ("model", "data"):

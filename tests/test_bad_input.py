@@ -180,6 +180,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "no model section": (fit(model=None), "model: missing"),
     # values of the configuration
     "lr is text": (fit(**{"model.init_args.optim.lr": "abc"}), "model.optim.lr: expected float, got abc"),
+    "a seed for one part": (fit("--data.seed", "3"), "--data.seed has no effect, one seed goes to all parts"),
     "lr is text, on the line": (fit("--model.optim.lr", "abc"), "model.optim.lr: expected float, got abc"),
     "max_epochs is text": (fit(**{"trainer.max_epochs": "x"}), "trainer.max_epochs: expected int or null, got x"),
     "counts too short": (fit(**{"data.init_args.counts": [1, 2]}), "data.counts: expected tuple with 3 elements"),

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from kvc.cache.positioned import PositionedCache
+from kvc.cache.hooked import HookedCache
 from kvc.core.attention import TAP, kernel_of
 from kvc.core.backbone import decoder
 from kvc.errors import UserError
@@ -53,9 +53,11 @@ def attention_modules(stack: nn.Module) -> list[nn.Module]:
     return [m for m in found if not any(takes_mask(inner) for inner in m.modules() if inner is not m)]
 
 
-def _memory(args: tuple[Any, ...], kwargs: dict[str, Any]) -> PositionedCache | None:
+def _memory(args: tuple[Any, ...], kwargs: dict[str, Any]) -> HookedCache | None:
     """The memory among the arguments: models do not agree on its name."""
-    return next((value for value in (*kwargs.values(), *args) if isinstance(value, PositionedCache)), None)
+    if isinstance(usual := kwargs.get("past_key_values"), HookedCache):
+        return usual
+    return next((value for value in (*kwargs.values(), *args) if isinstance(value, HookedCache)), None)
 
 
 def _before_stack(

@@ -6,17 +6,14 @@ Shapes: B batch, H KV heads, N slots, T new tokens.
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache
 
+from kvc.cache.hooked import HookedCache
 from kvc.cache.layer import MemoryLayer
 from kvc.cache.masks import Incoming, filled, form, layer_mask, same_slots
-from kvc.core.attention import Tap
 
 
-class PositionedCache(Cache):
-    """A cache whose slots are not positions.
-
-    The hooks of `kvc.cache.hooks` call `begin`, `mask` and `end` around each forward of the model.
+class PositionedCache(HookedCache):
+    """A cache whose slots are not positions, and that grows with every token.
 
     Args:
         layers: One for each layer of the model.
@@ -27,15 +24,10 @@ class PositionedCache(Cache):
     layers: list[MemoryLayer]
 
     def __init__(self, layers: list[MemoryLayer], windows: list[int | None], groups: int) -> None:
-        super().__init__(layers=layers)
-        self._windows, self._groups = windows, groups
+        super().__init__(layers, windows, groups)
         self._next: torch.Tensor | None = None
         self._incoming: Incoming | None = None
         self._alike: bool | None = None
-        self.layered = False
-        """Whether the running forward needs a mask for each layer."""
-        self.tap: Tap | None = None
-        """Sees, and may exchange, the queries, keys and values of every forward; see `kvc.core.attention`."""
 
     @property
     def incoming(self) -> Incoming:
@@ -157,7 +149,9 @@ class PositionedCache(Cache):
         valid = mask[:, -new:].bool() if mask is not None and flat else None
         if valid is not None and bool(valid.all()):
             valid = None
-        if positions is None:
+        if positions is None and valid is None and new == 1 and self._next is not None:
+            positions = self._next[:, None]
+        elif positions is None:
             positions = self._following(torch.ones(batch, new, device=device) if valid is None else valid)
         positions = positions[..., -new:].expand(batch, -1)
         noted = positions if valid is None else positions.masked_fill(~valid, -1)
@@ -209,8 +203,11 @@ class PositionedCache(Cache):
     def end(self) -> None:
         """The forward has ended: the next token follows the last one, in each row."""
         assert self._incoming is not None
-        self._advance(self._incoming.positions)
-        self._incoming = None
+        new, self._incoming = self._incoming, None
+        if new.padded:
+            self._advance(new.positions)
+        else:
+            self._next = new.positions.amax(1).long() + 1 if new.positions.shape[1] > 1 else new.positions[:, 0] + 1
 
     def _advance(self, positions: torch.Tensor) -> None:
         """Go on behind `positions` `[B, ...]`; rows that have none stay."""

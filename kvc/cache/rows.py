@@ -15,6 +15,8 @@ import torch
 
 from kvc.cache.codec import Codec, Parts
 
+NOTES = 16
+"""A decoding step only notes its position; so many notes are joined at a time, or when somebody asks."""
 Span = tuple[int, int | None]
 """Slots from the first number up to, not including, the second (None: the end); negative ones count from the right."""
 
@@ -78,11 +80,14 @@ class Rows:
         """Positions as they are stored: int32 `[B, H, N]`, or `[B, 1, N]` while all heads hold the same rows."""
         assert self._seen is not None, "the memory is empty: nothing was stored yet"
         if self._tail:
-            # A decoding step only notes its position; the notes are joined when somebody asks.
-            tail = torch.cat(self._tail, dim=1).to(torch.int32)[:, None]
-            self._seen = torch.cat([self._seen, tail.expand(-1, self._seen.shape[1], -1)], dim=2)
-            self._tail = []
+            self._join_notes()
         return self._seen
+
+    def _join_notes(self) -> None:
+        assert self._seen is not None
+        tail = torch.cat(self._tail, dim=1).to(torch.int32)[:, None]
+        self._seen = torch.cat([self._seen, tail.expand(-1, self._seen.shape[1], -1)], dim=2)
+        self._tail = []
 
     @property
     def length(self) -> int:
@@ -192,6 +197,8 @@ class Rows:
             self._rows = _join(self.rows[0], keys), _join(self.rows[1], values)
             if seen is None:
                 self._tail.append(positions)
+                if len(self._tail) == NOTES:
+                    self._join_notes()
             else:
                 heads = max(seen.shape[1], positions.shape[1])
                 new = positions.to(torch.int32).expand(-1, heads, -1)

@@ -97,7 +97,32 @@ def _sdpa(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     inputs = _through(module, query, key, value, attention_mask, scaling, kvc_tap)
+    biased = kwargs.get("softcap") is not None or kwargs.get("position_bias") is not None
+    if torch.compiler.is_compiling() and query.shape[2] == 1 and inputs[3] is not None and not biased:
+        return _packed(*inputs[:3], inputs[3], scaling, kwargs.get("dropout", 0.0)), None
     return sdpa_attention_forward(module, *inputs, scaling=scaling, **kwargs)
+
+
+def _packed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    """Attention of one token, the query heads of a group standing where tokens stand; returns `[B, 1, Hq, D]`.
+
+    transformers does the same, but not in compiled code, where it copies every key for every query head.
+    """
+    kv_heads = key.shape[1]
+    grouped = query.reshape(len(query), kv_heads, -1, query.shape[-1])
+    if mask.shape[1] > 1:
+        mask = mask.reshape(len(mask), kv_heads, -1, mask.shape[-1])
+    product = torch.nn.functional.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    return product.flatten(1, 2)[:, None]
 
 
 def _eager(

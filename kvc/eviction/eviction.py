@@ -12,15 +12,22 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from kvc.cache.layer import MemoryLayer
 from kvc.cache.memory import KVMemory
+from kvc.cache.static import StaticMemory
+from kvc.cache.static_layer import StaticLayer
 from kvc.core.attention import open_door
 from kvc.errors import UserError
 from kvc.eviction import debug
 from kvc.eviction.budgets import pyramid, uniform
+from kvc.eviction.capacity import slots
 from kvc.eviction.policy import Policy, View
 from kvc.eviction.recorder import Recorder
 from kvc.eviction.triggers import BudgetBuffer, Trigger
 from kvc.generation.protocols import Progress
+
+TOGETHER = 64 * 2**20
+"""Bytes of keys and values of layers that are rated in one go: large ones are not copied."""
 
 
 class Eviction:
@@ -59,7 +66,7 @@ class Eviction:
         self.trigger = copy.deepcopy(trigger) if trigger is not None else BudgetBuffer()
         self.trigger.bind(mean)
         self._budgets: list[int] = []
-        self._memory: KVMemory | None = None
+        self._memory: KVMemory | StaticMemory | None = None
         self._recorder: Recorder | None = None
 
     @property
@@ -96,6 +103,20 @@ class Eviction:
             self._recorder = Recorder(memory, window, self.policy.needs_attention)
             memory.tap = self._recorder
 
+    def capacity(self) -> list[int] | None:
+        """Slots that each layer needs at most from here on; None where nothing bounds them."""
+        assert self._memory is not None, "begin() comes first"
+        held = torch.stack([(layer.positions >= 0).sum(-1) for layer in self._memory.layers])
+        return slots(held, self._budgets, self.trigger) if self.policy.evicts else None
+
+    def follow(self, memory: StaticMemory) -> None:
+        """The rows have moved to this memory; watch its forwards."""
+        assert self._memory is not None, "begin() comes first"
+        self._memory.tap, memory.tap = None, self._recorder
+        self._memory = memory
+        if self._recorder is not None:
+            self._recorder.follow(memory)
+
     def end(self) -> None:
         """Watch no longer."""
         if self._memory is not None:
@@ -110,7 +131,7 @@ class Eviction:
     def after(self, progress: Progress, alive: Sequence[int]) -> list[int]:
         """Compress the rows whose trigger fires; returns those that lost anything."""
         fires = self.trigger(progress)
-        rows = [row for row, number in enumerate(alive) if fires[number]]
+        rows = [row for row, number in enumerate(alive) if number >= 0 and fires[number]]
         shrunk = self.compress(rows, len(alive)) if rows else []
         return [alive[row] for row in shrunk]
 
@@ -127,20 +148,47 @@ class Eviction:
         assert self._memory is not None, "begin() comes first"
         memory = self._memory
         memory.settle()
+        layers: Sequence[MemoryLayer | StaticLayer] = memory.layers
         shrunk: set[int] = set()
-        for number, (layer, budget) in enumerate(zip(memory.layers, self._budgets)):
-            before = layer.length
-            if before < budget:
-                continue
-            positions = layer.positions
-            at = torch.tensor(rows, device=positions.device)
-            queries = self._recorder.queries(number) if self._recorder is not None else None
-            view = View(layer.keys, layer.values, positions, queries, layer.mass)
-            if len(rows) < batch:
-                view = View(*(None if part is None else part[at] for part in view))  # type: ignore[arg-type]
-            chosen = self.policy.select(view, budget, prefix=self.prefix, layer=number)
-            lost = (view.positions >= 0).sum(-1) > (chosen >= 0).sum(-1)
-            shrunk.update(rows[row] for row in lost.any(-1).nonzero()[:, 0].tolist())
-            memory.evict(number, at, chosen)
-            debug.report(number, before, layer.length, int(memory.next_position.max()))
+        at = torch.tensor(rows, device=layers[0].device)
+        for group in self._groups(layers, len(rows)):
+            before = layers[group[0]].length
+            views = [self._view(number, layers[number], at if len(rows) < batch else None) for number in group]
+            view = views[0] if len(group) == 1 else View(*map(_stack, zip(*views)))  # type: ignore[arg-type]
+            numbers = torch.tensor(group, device=at.device).repeat_interleave(len(rows))
+            chosen = self.policy.select(view, self._budgets[group[0]], prefix=self.prefix, layer=numbers)
+            lost = ((view.positions >= 0).sum(-1) > (chosen >= 0).sum(-1)).any(-1)
+            shrunk.update(rows[row % len(rows)] for row in lost.nonzero()[:, 0].tolist())
+            for number, indices in zip(group, chosen.chunk(len(group))):
+                memory.evict(number, at, indices)
+                debug.report(number, before, layers[number].length, int(memory.next_position.max()))
         return sorted(shrunk)
+
+    def _groups(self, layers: "Sequence[MemoryLayer | StaticLayer]", rows: int) -> list[list[int]]:
+        """Layers that hold enough to evict from; those of the same size side by side, as far as a copy is cheap."""
+        groups: list[list[int]] = []
+        width = 0
+        known: tuple[int, int] | None = None
+        for number, (layer, budget) in enumerate(zip(layers, self._budgets)):
+            if layer.length < budget:
+                continue
+            # Both tensors of one slot, in all heads.
+            width = width or 2 * layer.keys[0, :, 0].nbytes
+            size = (len(groups[-1]) + 1 if groups else 1) * rows * layer.length * width
+            if known == (layer.length, budget) and size <= TOGETHER:
+                groups[-1].append(number)
+            else:
+                groups.append([number])
+            known = (layer.length, budget)
+        return groups
+
+    def _view(self, number: int, layer: "MemoryLayer | StaticLayer", rows: torch.Tensor | None) -> View:
+        """One layer, or only the given rows of its batch."""
+        queries = self._recorder.queries(number) if self._recorder is not None else None
+        view = View(layer.keys, layer.values, layer.positions, queries, layer.mass)
+        return view if rows is None else View(*(None if part is None else part[rows] for part in view))  # type: ignore[arg-type]
+
+
+def _stack(parts: "tuple[torch.Tensor | None, ...]") -> torch.Tensor | None:
+    """The same part of several layers, one behind the other along the batch."""
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])

@@ -3,7 +3,7 @@
 import torch
 
 from kvc.errors import UserError
-from kvc.eviction.policy import Order, Policy, View
+from kvc.eviction.policy import Layer, Order, Policy, View
 
 
 class H2O(Policy):
@@ -38,7 +38,7 @@ class H2O(Policy):
         """The share of the newest rows, the window at least."""
         return max(self.window, int((budget - prefix) * self.recent_ratio))
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Accumulated attention, by the number of queries where averages are asked for."""
         assert view.attention is not None
         mass = view.attention[..., :past]

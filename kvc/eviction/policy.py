@@ -11,6 +11,7 @@ import torch
 from kvc.errors import UserError
 
 Order = Literal["score", "time"]
+Layer = int | torch.Tensor
 
 
 class View(NamedTuple):
@@ -48,6 +49,7 @@ class Policy(ABC):
         UserError: If a setting is out of range.
     """
 
+    evicts: ClassVar[bool] = True
     needs_queries: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
 
@@ -86,14 +88,14 @@ class Policy(ABC):
                 f"(window {self.window} + prefix {prefix}), got {budget}"
             )
 
-    def select(self, view: View, budget: int, *, prefix: int = 0, layer: int = 0) -> torch.Tensor:
+    def select(self, view: View, budget: int, *, prefix: int = 0, layer: Layer = 0) -> torch.Tensor:
         """Choose the rows that stay.
 
         Args:
             view: The layer.
             budget: Rows that stay per KV head, prefix and window included.
             prefix: Rows of positions below this one always stay.
-            layer: Number of the layer.
+            layer: Number of the layer; `[B]` where rows of several layers stand side by side.
 
         Returns:
             Indices `[B, Hk, K]` int64 into L with K <= budget, in the storage order of the shrunken memory, the window
@@ -111,7 +113,9 @@ class Policy(ABC):
         parts = []
         for count in sorted(set(filled.flatten().tolist())):
             if count > 0:
-                parts += [(items, self._choose(part, budget, prefix, layer)) for items, part in _dense(view, count)]
+                for items, part in _dense(view, count):
+                    own = layer if isinstance(layer, int) else layer[items[0]]
+                    parts.append((items, self._choose(part, budget, prefix, own)))
         width = max((chosen.shape[-1] for _, chosen in parts), default=0)
         indices = torch.full((*filled.shape, width), -1, device=filled.device)
         for items, chosen in parts:
@@ -121,13 +125,13 @@ class Policy(ABC):
         return indices
 
     @abstractmethod
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Rate the rows before the window of a memory without empty slots.
 
         Args:
             view: The layer; every slot is filled.
             past: Rows 0..past-1 are to be rated.
-            layer: Number of the layer.
+            layer: Number of the layer, or `[B]`.
 
         Returns:
             Scores `[B, Hk, past]`; higher stays.
@@ -145,7 +149,7 @@ class Policy(ABC):
                 "accumulate it, or choose another policy"
             )
 
-    def _choose(self, view: View, budget: int, prefix: int, layer: int) -> torch.Tensor:
+    def _choose(self, view: View, budget: int, prefix: int, layer: Layer) -> torch.Tensor:
         """`select` without empty slots: `[B, Hk, min(L, budget)]`."""
         length = view.positions.shape[-1]
         everything = torch.arange(length, device=view.positions.device).expand(view.positions.shape)

@@ -3,7 +3,7 @@
 import torch
 
 from kvc.core.seeds import DEFAULT_SEED
-from kvc.eviction.policy import Order, Policy, View
+from kvc.eviction.policy import Layer, Order, Policy, View
 
 # Odd 64-bit constants of the finaliser of SplitMix64 (Steele, Lea, Flood 2014), as signed integers.
 _MULTIPLIERS = (-4658895280553007687, -7723592293110705685)
@@ -26,11 +26,12 @@ class Random(Policy):
         super().__init__(window, order)
         self.seed = seed
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Priorities in [0, 1), float32."""
         positions = view.positions[..., :past]
         heads = torch.arange(positions.shape[1], device=positions.device)[None, :, None]
-        key = _mix(torch.tensor(self.seed * 1_000_003 + layer, device=positions.device))
+        layers = torch.as_tensor(layer, device=positions.device).reshape(-1, 1, 1)
+        key = _mix(self.seed * 1_000_003 + layers)
         bits = _mix(_mix(key + heads) + positions)
         return ((bits >> 40) & 0xFFFFFF).float() / 2**24
 

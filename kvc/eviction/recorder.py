@@ -6,6 +6,7 @@ Shapes: B batch, Hq query heads, Hk KV heads, G query heads per KV head, T new t
 import torch
 
 from kvc.cache.positioned import PositionedCache
+from kvc.cache.static import StaticMemory
 from kvc.core.attention import Product
 
 TILE = 256
@@ -15,7 +16,8 @@ TILE = 256
 class Ring:
     """The last queries of one layer, in a buffer of fixed size.
 
-    A decoding step overwrites the oldest query in place; nothing is copied until somebody asks for their order.
+    A decoding step overwrites the oldest query in place; nothing is copied until somebody asks for their order. How
+    many there were is known to a tensor only, so that compiled code holds for every step.
 
     Args:
         window: Queries to keep.
@@ -24,7 +26,7 @@ class Ring:
     def __init__(self, window: int) -> None:
         self.window = window
         self._buffer: torch.Tensor | None = None
-        self._oldest = 0
+        self._pushed = torch.zeros(1, dtype=torch.int64)
 
     def push(self, query: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add the queries of one forward.
@@ -33,10 +35,9 @@ class Ring:
             query: `[B, Hq, T, D]`.
             valid: bool `[B, T]`, false for padding; None for no padding.
         """
-        buffer = self._buffer
-        if valid is None and query.shape[2] == 1 and buffer is not None and buffer.shape[2] == self.window:
-            buffer[:, :, self._oldest] = query[:, :, 0]
-            self._oldest = (self._oldest + 1) % self.window
+        if valid is None and query.shape[2] == 1 and self._buffer is not None:
+            self._buffer.index_copy_(2, self._pushed % self.window, query)
+            self._pushed.add_(1)
             return
         past = self.ordered()
         joined = query if past is None else torch.cat([past, query], dim=2)
@@ -45,13 +46,19 @@ class Ring:
             held = valid.new_ones(len(valid), joined.shape[2] - valid.shape[1])
             order = torch.cat([held, valid], dim=1).to(torch.int8).argsort(dim=1, stable=True)
             joined = joined.gather(2, order[:, None, :, None].expand_as(joined))
-        self._buffer, self._oldest = joined[:, :, -self.window :].clone(), 0
+        last = joined[:, :, -self.window :]
+        batch, heads, count, width = last.shape
+        self._buffer = torch.cat([last, last.new_zeros(batch, heads, self.window - count, width)], dim=2)
+        self._pushed = torch.full((1,), count, device=query.device)
 
     def ordered(self) -> torch.Tensor | None:
         """The queries in order of time, `[B, Hq, <= W, D]`; None before the first forward."""
-        if self._buffer is None or self._oldest == 0:
-            return self._buffer
-        return self._buffer.roll(-self._oldest, dims=2)
+        if self._buffer is None:
+            return None
+        pushed = int(self._pushed)
+        if pushed <= self.window:
+            return self._buffer[:, :, :pushed]
+        return self._buffer.roll(-pushed, dims=2)
 
     def select(self, rows: torch.Tensor) -> None:
         """Only the given rows of the batch, in their order."""
@@ -69,11 +76,15 @@ class Recorder:
     """
 
     def __init__(self, memory: PositionedCache, window: int, mass: bool) -> None:
-        self._memory = memory
+        self._memory: PositionedCache | StaticMemory = memory
         self._rings = [Ring(window) for _ in memory.layers] if window else None
         self._weigh = mass
         for layer in memory.layers if mass else []:
             layer.weigh()
+
+    def follow(self, memory: PositionedCache | StaticMemory) -> None:
+        """The rows have moved to this memory, whose forwards are noted from now on."""
+        self._memory = memory
 
     def __call__(self, layer: int, product: Product) -> Product:
         """Note the product of one layer, and leave it as it is."""

@@ -4,7 +4,7 @@ import torch
 
 from kvc.errors import UserError
 from kvc.eviction.importance import check_kernel, past_importance
-from kvc.eviction.policy import Order, Policy, View
+from kvc.eviction.policy import Layer, Order, Policy, View
 from kvc.eviction.redundancy import Direction, redundancy
 
 
@@ -58,7 +58,7 @@ class RKV(Policy):
         self.retain_ratio = retain_ratio
         self.projection = projection
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Weighted importance minus weighted redundancy."""
         assert view.queries is not None
         importance = past_importance(view.queries, view.keys, self.window, self.kernel_size)

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from kvc.eviction.importance import causal_importance, check_kernel, past_importance
-from kvc.eviction.policy import Order, Policy, View
+from kvc.eviction.policy import Layer, Order, Policy, View
 
 
 class SnapKV(Policy):
@@ -28,7 +28,7 @@ class SnapKV(Policy):
         check_kernel(kernel_size)
         self.kernel_size = kernel_size
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Smoothed importance in the dtype of the queries."""
         assert view.queries is not None
         return past_importance(view.queries, view.keys, self.window, self.kernel_size)
@@ -49,7 +49,7 @@ class SnapKVPrefill(SnapKV):
     def __init__(self, window: int = 64, kernel_size: int = 5, order: Order = "time") -> None:
         super().__init__(window, kernel_size, order)
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Smoothed attention probability, float32."""
         assert view.queries is not None
         weights = causal_importance(view.queries, view.keys, self.window)

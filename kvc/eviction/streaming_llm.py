@@ -3,7 +3,7 @@
 import torch
 
 from kvc.errors import UserError
-from kvc.eviction.policy import Policy, View
+from kvc.eviction.policy import Layer, Policy, View
 
 
 class StreamingLLM(Policy):
@@ -36,6 +36,6 @@ class StreamingLLM(Policy):
         """All of the budget that sinks and prefix leave."""
         return budget - max(self.sinks, prefix)
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """The older, the higher."""
         return -view.positions[..., :past].double()

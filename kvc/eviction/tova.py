@@ -3,7 +3,7 @@
 import torch
 
 from kvc.eviction.importance import causal_importance
-from kvc.eviction.policy import Policy, View
+from kvc.eviction.policy import Layer, Policy, View
 
 
 class TOVA(Policy):
@@ -18,7 +18,7 @@ class TOVA(Policy):
     def __init__(self) -> None:
         super().__init__(window=1)
 
-    def score(self, view: View, past: int, layer: int) -> torch.Tensor:
+    def score(self, view: View, past: int, layer: Layer) -> torch.Tensor:
         """Mean attention probability over the query heads, the same for every KV head."""
         assert view.queries is not None
         weights = causal_importance(view.queries, view.keys, window=1)

@@ -28,6 +28,17 @@ class Trigger(ABC):
     def bind(self, budget: int) -> None:  # noqa: B027 - most triggers do not look at it
         """Learn the budget of the eviction that it belongs to."""
 
+    def room(self, cached: int) -> int | None:
+        """Tokens that may come at most until the rule fires next.
+
+        Args:
+            cached: Rows in memory now, after the prefill or after the rule has fired.
+
+        Returns:
+            Their number, which does not grow with `cached`; None where nothing limits it.
+        """
+        return None
+
     def reset(self) -> None:
         """Forget everything: a new generate call begins."""
         self._started = False
@@ -78,6 +89,10 @@ class StepPhase(Trigger):
         self.divide_length = _positive("divide_length", divide_length)
         self._armed: list[bool] = []
 
+    def room(self, cached: int) -> int:
+        """One period of the phase."""
+        return self.divide_length
+
     def decide(self, progress: Progress, first: bool) -> list[bool]:
         """Answer what the forward before announced."""
         now = [False] * len(progress.seen) if first else self._armed
@@ -97,6 +112,10 @@ class EveryTokens(Trigger):
         super().__init__(at_prefill)
         self.interval = _positive("interval", interval)
         self._start: list[int] = []
+
+    def room(self, cached: int) -> int:
+        """One interval."""
+        return self.interval
 
     def decide(self, progress: Progress, first: bool) -> list[bool]:
         """By the number of tokens since the prefill."""
@@ -122,6 +141,11 @@ class BudgetBuffer(Trigger):
     def bind(self, budget: int) -> None:
         """Take the budget, unless there is one."""
         self.budget = budget if self.budget is None else self.budget
+
+    def room(self, cached: int) -> int:
+        """What is left of budget and buffer."""
+        assert self.budget is not None, "the trigger belongs to no eviction yet"
+        return max(1, self.budget + self.buffer - cached)
 
     def decide(self, progress: Progress, first: bool) -> list[bool]:
         """By the rows in memory."""

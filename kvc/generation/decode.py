@@ -18,11 +18,13 @@ from transformers.generation.streamers import BaseStreamer
 
 from kvc.cache.accounting import Usage
 from kvc.cache.memory import KVMemory
+from kvc.cache.static import StaticMemory
 from kvc.errors import UserError
 from kvc.generation.output import Finish, Output
 from kvc.generation.progress import DecodeProgress
 from kvc.generation.protocols import Compressor, Progress
 from kvc.generation.sampling import Greedy, Sampler
+from kvc.generation.static import StaticStep
 from kvc.generation.stopping import StopStrings
 from kvc.generation.streaming import StreamTo
 from kvc.generation.tails import TextTails
@@ -44,6 +46,7 @@ def generate(
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
     progress: DecodeProgress | None = None,
+    static: StaticStep | None = None,
 ) -> Output:
     """Answer a batch of prompts.
 
@@ -62,6 +65,8 @@ def generate(
         tokenizer: Decodes the answers; needed where a compressor reads text.
         streamer: Gets tokens as they come, for one row.
         progress: A progress bar that is open.
+        static: Decode on buffers of a fixed size, as large as the compressor needs at most, and without one as prompt
+            and answers together; rows that have ended keep their place until all have.
 
     Raises:
         UserError: If the settings do not fit together, or the compressor does not fit the model.
@@ -71,6 +76,8 @@ def generate(
         raise UserError("tokenizer: this compressor reads the text, so the decode loop needs a tokenizer")
     stream = StreamTo(streamer) if streamer is not None else None
     memory = KVMemory(model) if memory is None else memory
+    if static is not None:
+        static.check(memory, input_ids.device)
     loop = _Loop(model, memory, compressor, sampler or Greedy(), _ends(model, eos_token_id), stop)
     if compressor is not None:
         if tokenizer is not None and compressor.characters:
@@ -80,6 +87,8 @@ def generate(
         if stream is not None:
             stream.put(input_ids.repeat_interleave(samples, dim=0))
         loop.prefill(input_ids, attention_mask, samples)
+        if static is not None and max_new_tokens > 1:
+            loop.freeze(static, max_new_tokens)
         for step in range(1, max_new_tokens + 1):
             new = loop.choose()
             if stream is not None:
@@ -98,6 +107,7 @@ def generate(
             if not loop.alive:
                 break
     finally:
+        loop.thaw()
         if compressor is not None:
             compressor.end()
         if stream is not None:
@@ -140,6 +150,7 @@ class _Loop:
     ) -> None:
         self.model, self.memory, self.compressor = model, memory, compressor
         self.sampler, self.ends, self.stop = sampler, ends, stop
+        self.static: tuple[StaticStep, StaticMemory] | None = None
         self.tails: TextTails | None = None
         self.usage = Usage()
         self.prefill_seconds = 0.0
@@ -150,6 +161,7 @@ class _Loop:
         self.prompt_tokens: list[int] = []
         self.compressions: list[int] = []
         self.cached: list[float] = []
+        self._places: list[int] = []
         self._seen: list[int] = []
         self._newest: list[int] = []
         self._logits = torch.empty(0)
@@ -182,6 +194,31 @@ class _Loop:
         self._note()
         self._compress()
 
+    def freeze(self, step: StaticStep, max_new_tokens: int) -> None:
+        """Decode on a static memory from here on."""
+        # No forward sees the last token.
+        lengths = [layer.length + max_new_tokens - 1 for layer in self.memory.layers]
+        bounds = self.compressor.capacity() if self.compressor is not None else None
+        capacity = lengths if bounds is None else [min(both) for both in zip(lengths, bounds, strict=True)]
+        memory = StaticMemory.of(self.memory, capacity)
+        self.static = step, memory
+        self._places = list(self.alive)
+        if self.compressor is not None:
+            self.compressor.follow(memory)
+        step.begin(self.model, memory)
+
+    def thaw(self) -> None:
+        """Give the rows back to the memory."""
+        if self.static is None:
+            return
+        step, memory = self.static
+        step.end()
+        memory.to_memory()
+        if -1 in self._places:
+            going = [row for row, place in enumerate(self._places) if place >= 0]
+            self.memory.batch_select_indices(torch.tensor(going, device=memory.next_position.device))
+        self.static = None
+
     def choose(self) -> list[int]:
         """Draw the next token of every row in memory, and let those that have answered leave; returns the tokens."""
         self._drawn = self.sampler(self._logits, self.alive)
@@ -204,9 +241,11 @@ class _Loop:
 
     def advance(self) -> None:
         """Feed what was drawn, and let the compressor act."""
-        self._logits = self.model(input_ids=self._drawn[:, None], past_key_values=self.memory, use_cache=True).logits[
-            :, -1
-        ]
+        if self.static is None:
+            fed = self.model(input_ids=self._drawn[:, None], past_key_values=self.memory, use_cache=True)
+            self._logits = fed.logits[:, -1]
+        else:
+            self._logits = self._static_step(self.static[0])
         for row in self.alive:
             self._seen[row] += 1
             self.cached[row] += 1
@@ -232,6 +271,14 @@ class _Loop:
             texts,
         )
 
+    def _static_step(self, step: StaticStep) -> torch.Tensor:
+        """Logits of the rows that go on; those that have ended are fed some token."""
+        if len(self.alive) == len(self._places):
+            return step(self._drawn[:, None])
+        rows = torch.tensor(self.alive, device=self._drawn.device)
+        tokens = self._drawn.new_zeros(len(self._places), 1).index_copy_(0, rows, self._drawn[:, None])
+        return step(tokens)[rows]
+
     def _leave(self, going: list[int]) -> None:
         """Only these rows of the memory go on; without any, it stays as it is."""
         self.alive = [self.alive[at] for at in going]
@@ -239,6 +286,12 @@ class _Loop:
             return
         rows = torch.tensor(going, device=self._drawn.device)
         self._drawn = self._drawn[rows]
+        if self.static is not None:
+            ended = [place for place in self._places if place >= 0 and place not in set(self.alive)]
+            for place in ended:
+                self._places[place] = -1
+            self.static[1].retire(torch.tensor(ended, device=self._drawn.device))
+            return
         self.memory.batch_select_indices(rows)
         if self.compressor is not None:
             self.compressor.select(rows)
@@ -248,16 +301,23 @@ class _Loop:
             return
         tails = self.tails(self.tokens) if self.tails is not None else None
         progress = Progress(self._seen, [round(rows) for rows in self.cached], self._newest, tails)
-        shrunk = self.compressor.after(progress, self.alive)
+        places = self.alive if self.static is None else self._places
+        shrunk = self.compressor.after(progress, places)
         if shrunk:
             for row in shrunk:
                 self.compressions[row] += 1
-            for row, rows in zip(self.alive, self.memory.tokens.tolist()):
-                self.cached[row] = rows
+            for row, rows in zip(places, self._held.tokens.tolist()):
+                if row >= 0:
+                    self.cached[row] = rows
             self._note()
 
+    @property
+    def _held(self) -> KVMemory | StaticMemory:
+        """The memory that holds the rows now."""
+        return self.memory if self.static is None else self.static[1]
+
     def _note(self) -> None:
-        self.usage.record(self.alive, [self.cached[row] for row in self.alive], self.memory.bytes)
+        self.usage.record(self.alive.copy(), [self.cached[row] for row in self.alive], self._held.bytes)
 
     def _lap(self) -> float:
         """Seconds since the last call, of work that is really done."""

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvc.cache.memory import KVMemory
+from kvc.cache.static import StaticMemory
 
 
 class Progress(NamedTuple):
@@ -43,7 +44,7 @@ class Compressor(Protocol):
 
         Args:
             progress: All rows of the batch.
-            alive: The rows that are still in memory, in their order there.
+            alive: The rows that are in memory, in their order there; -1 for one that has ended but keeps its place.
 
         Returns:
             Rows whose memory shrank, as numbers of the batch.
@@ -52,6 +53,14 @@ class Compressor(Protocol):
 
     def select(self, rows: torch.Tensor) -> None:
         """The memory now has only these of its rows; one may come several times."""
+        ...
+
+    def capacity(self) -> list[int] | None:
+        """Slots that each layer needs at most from here on; None where nothing bounds them."""
+        ...
+
+    def follow(self, memory: StaticMemory) -> None:
+        """The rows have moved to this memory, and stay there until the call ends."""
         ...
 
     def end(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kvc.core import seeds
+from kvc.core.attention import open_door
 from kvc.core.backbone import Backbone
 from kvc.core.evaluation import Evaluation
 from kvc.core.module import Record
@@ -75,6 +76,9 @@ class EvictionReport(Evaluation):
         }
         self.tokenizer = self.base.load_tokenizer()
         self.backbone = self.base.load().eval()
+        if any(arm.policy.needs_queries or arm.policy.needs_attention for arm in self.arms.values()):
+            # Before anything is decoded or written: some attention kernels cannot be watched.
+            open_door(self.backbone)
         self.max_new_tokens, self.samples = max_new_tokens, samples
         self.temperature, self.top_p = temperature, top_p
 
