@@ -92,7 +92,8 @@ def test_masks_of_both_forms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     recurrent, isolated = result["masks"][1], result["masks"][3]
     assert recurrent["blocks_skipped"] == round(1 - (4 * 3 + 2 * (2 + 4 + 6) / 2) / 64, 3)
     assert isolated["blocks_skipped"] == round(1 - (4 * 3 + 2 * 3) / 64, 3)
-    assert math.isfinite(recurrent["exponent"]["wall"]["dense"])
+    assert set(recurrent["exponent"]["wall"]) == {"dense", "block", "dense_mask", "block_mask"}
+    assert all(math.isfinite(slope) for slope in recurrent["exponent"]["wall"].values())
 
 
 def test_exponents() -> None:

@@ -5,8 +5,9 @@
 * `training`: one step (forward and backward) over S segments and a tail, in one forward (`parallel`) and chunk by chunk
   with the backward through the chain (`stepwise`): the same loss.
 * `masks`: one whole-sequence forward with a dense mask (SDPA) and with a block mask (FlexAttention), mask included, on
-  a GPU the backward too; `exponent` is the slope of log seconds over log tokens. FlexAttention is compiled, and each
-  length has been run before the clock starts. `blocks_skipped` is the share of blocks that the block mask leaves out.
+  a GPU the backward too; and the making of either mask alone. `exponent` is the slope of log seconds over log tokens.
+  FlexAttention is compiled, and each length has been run before the clock starts. `blocks_skipped` is the share of
+  blocks that the block mask leaves out.
 * `generation`: tokens a second and bytes of KV, decoding from a context held as it is (`full`) or compressed.
 * `mfu` (GPU): training steps of random models of real shapes, as a share of what a large bf16 product reaches on the
   same device. Counted per token: 4 x weights of the matrix products (forward, and backward to activations; frozen
@@ -26,6 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,16 +245,18 @@ def masks(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
                 *chunks, tail = draw(compressor, 1, *[options.segment - SLOTS] * runs, options.segment)
                 ids = joined(compressor, chunks, tail)
                 arms[form] = lambda compressor=compressor, ids=ids: whole(compressor, ids)
-            layout = compressor.layout(ids, torch.ones_like(ids))
-            skipped = visibility(layout, kind).block().sparsity() / 100
-            case = {"kind": kind, "length": ids.shape[1], "blocks_skipped": round(float(skipped), 3)}
+            seen = visibility(compressor.layout(ids, torch.ones_like(ids)), kind)
+            arms |= {"dense_mask": seen.dense, "block_mask": partial(seen.block, compiled=ids.is_cuda)}
+            skipped = round(float(seen.block().sparsity()) / 100, 3)
+            case = {"kind": kind, "length": ids.shape[1], "blocks_skipped": skipped}
             cases.append({**case, **race(arms, options.rounds, device)})
             found.append(cases[-1])
             print(cases[-1], flush=True)
         if len(found) > 1:
             for unit in ("wall", "processor"):
                 slopes = {
-                    f: exponent(options.lengths, [case["median_seconds"][f][unit] for case in found]) for f in forms
+                    arm: exponent(options.lengths, [case["median_seconds"][arm][unit] for case in found])
+                    for arm in found[0]["median_seconds"]
                 }
                 found[-1].setdefault("exponent", {})[unit] = slopes
     return cases
@@ -383,7 +387,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", choices=tuple(PARTS), nargs="+", help="all that the device can do by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="processor threads; the machine's number by default")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small", help="of training and generation")
