@@ -93,12 +93,12 @@ class KVMemory(PositionedCache):
             indices: Slots int64 `[B, H, K]` in their new order, -1 for none; those move to the left end.
         """
         self.layers[layer].keep(indices)
-        self._alike = None
+        self._changed()
 
     def evict(self, layer: int, batch: torch.Tensor, indices: torch.Tensor) -> None:
         """Keep only the slots `[R, H, K]` of a layer in some rows `[R]` of the batch; see `Rows.evict`."""
         self.layers[layer].evict(batch, indices)
-        self._alike = None
+        self._changed()
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor, positions: torch.Tensor) -> None:
         """Add rows that no forward made after the last slot of a layer.
@@ -122,7 +122,7 @@ class KVMemory(PositionedCache):
     def merge(self, layer: int, source: Span, target: Span, weight: float | torch.Tensor) -> None:
         """Average rows of a layer into others and drop them; see `Rows.merge`."""
         self.layers[layer].merge(source, target, weight)
-        self._alike = None
+        self._changed()
 
     def extend(self, other: "KVMemory") -> None:
         """Add all rows of another memory of the same model behind the own ones, at the positions they have.
@@ -147,7 +147,7 @@ class KVMemory(PositionedCache):
         for own, layer in zip(self.layers, other.layers):
             own.extend(layer)
         self._next = other.next_position if self._next is None else torch.maximum(self._next, other.next_position)
-        self._alike = None
+        self._changed()
 
     def rotate(self, mode: Mode, prefix: int = 0, target_end: int | None = None) -> None:
         """Sort rows by time and move them to positions without gaps, in every layer and head.
@@ -206,7 +206,7 @@ class KVMemory(PositionedCache):
         self._advance(positions)
         if before is not None and self._next is not None:
             self._next = torch.maximum(self._next, before)
-        self._alike = None
+        self._changed()
 
 
 def _windows(model: PreTrainedModel, config: Any) -> list[int | None]:

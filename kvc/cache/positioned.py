@@ -28,6 +28,7 @@ class PositionedCache(HookedCache):
         self._next: torch.Tensor | None = None
         self._incoming: Incoming | None = None
         self._alike: bool | None = None
+        self._spread = False
 
     @property
     def incoming(self) -> Incoming:
@@ -53,6 +54,7 @@ class PositionedCache(HookedCache):
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != batch):
             raise ValueError(f"next_position: shape {[*value.shape]} does not fit a batch of {batch}")
         self._next = value.expand(batch).clone()
+        self._spread = True
 
     def adopt(self, next_position: torch.Tensor) -> None:
         """Take the layers as they were filled from outside.
@@ -60,7 +62,8 @@ class PositionedCache(HookedCache):
         Args:
             next_position: `[B]`.
         """
-        self._next, self._alike = next_position.long(), None
+        self._next = next_position.long()
+        self._changed()
 
     # Arguments of a forward
 
@@ -169,8 +172,15 @@ class PositionedCache(HookedCache):
         """Whether one mask, made from slots, does not do for all layers and heads."""
         if self._alike is None:
             self._alike = same_slots(self.layers)
-        windows = any(w is not None and layer.length + new > w for layer, w in zip(self.layers, self._windows))
+        # Few rows may reach far back where others between them are gone.
+        windows = any(
+            w is not None and (self._spread or layer.length + new > w) for layer, w in zip(self.layers, self._windows)
+        )
         return windows or not self._alike
+
+    def _changed(self) -> None:
+        """Rows came, went or moved without a forward: slots no longer tell where the rows of layers and heads are."""
+        self._alike, self._spread = None, True
 
     def mask(self, layer: int, attention: str, dtype: torch.dtype) -> torch.Tensor | None:
         """Mask of one layer in the running forward.
@@ -247,4 +257,4 @@ class PositionedCache(HookedCache):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self._next, self._incoming, self._alike = None, None, None
+        self._next, self._incoming, self._alike, self._spread = None, None, None, False

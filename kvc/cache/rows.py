@@ -210,14 +210,17 @@ class Rows:
             self.padded, self._loose, self._counted = True, True, None
 
     def extend(self, other: "Rows") -> None:
-        """Add all rows of another layer, as they are stored if both store them alike."""
+        """Add all rows of another layer, as they are stored if both store them alike, with the attention they have."""
         other.settle()
         if other.codec != self.codec:
             self.append(other.keys, other.values, other.seen, other.padded)
-            return
-        if self._rows is None:
-            self.dtype, self.device = other.dtype, other.device
-        self.append_parts(*other.rows, other.seen, other.padded)
+        else:
+            if self._rows is None:
+                self.dtype, self.device = other.dtype, other.device
+            self.append_parts(*other.rows, other.seen, other.padded)
+        if self._mass is not None and other._mass is not None:
+            before = self._mass.shape[2] - other._mass.shape[2]
+            self._mass = torch.cat([self._mass[..., :before], other._mass], dim=2)
 
     def keep(self, indices: torch.Tensor) -> None:
         """Keep only the given rows, and free the rest.

@@ -27,7 +27,7 @@ from kvc.eviction.triggers import BudgetBuffer, Trigger
 from kvc.generation.protocols import Progress
 
 TOGETHER = 64 * 2**20
-"""Bytes of keys and values of layers that are rated in one go: large ones are not copied."""
+"""Bytes of keys and values of layers that are rated in one go: small ones share a launch, large ones are not copied."""
 
 
 class Eviction:
@@ -86,7 +86,7 @@ class Eviction:
             return self.budget
         if self.beta is None:
             return uniform(self.budget, layers)
-        return pyramid(self.budget, layers, self.beta, self.policy.window + self.prefix + 1)
+        return pyramid(self.budget, layers, self.beta, self.policy.least(self.prefix))
 
     def begin(self, model: PreTrainedModel, memory: KVMemory) -> None:
         """Forget an earlier call, and watch the forwards on this memory if the policy needs to.
@@ -145,6 +145,18 @@ class Eviction:
         Returns:
             Those that lost anything in any layer.
         """
+        absent = self._recorder.absent() if self._recorder is not None else None
+        if absent is None:
+            return sorted(self._compress(rows, batch, 0))
+        # After short prompts rows differ in how many queries there are to score with.
+        parts: dict[int, list[int]] = {}
+        counts = absent.tolist()
+        for row in rows:
+            parts.setdefault(counts[row], []).append(row)
+        return sorted(set().union(*(self._compress(part, batch, skip) for skip, part in parts.items())))
+
+    def _compress(self, rows: list[int], batch: int, skip: int) -> set[int]:
+        """Evict from the given rows, whose oldest `skip` queries are padding."""
         assert self._memory is not None, "begin() comes first"
         memory = self._memory
         memory.settle()
@@ -153,7 +165,7 @@ class Eviction:
         at = torch.tensor(rows, device=layers[0].device)
         for group in self._groups(layers, len(rows)):
             before = layers[group[0]].length
-            views = [self._view(number, layers[number], at if len(rows) < batch else None) for number in group]
+            views = [self._view(number, layers[number], skip, at if len(rows) < batch else None) for number in group]
             view = views[0] if len(group) == 1 else View(*map(_stack, zip(*views)))  # type: ignore[arg-type]
             numbers = torch.tensor(group, device=at.device).repeat_interleave(len(rows))
             chosen = self.policy.select(view, self._budgets[group[0]], prefix=self.prefix, layer=numbers)
@@ -162,7 +174,7 @@ class Eviction:
             for number, indices in zip(group, chosen.chunk(len(group))):
                 memory.evict(number, at, indices)
                 debug.report(number, before, layers[number].length, int(memory.next_position.max()))
-        return sorted(shrunk)
+        return shrunk
 
     def _groups(self, layers: "Sequence[MemoryLayer | StaticLayer]", rows: int) -> list[list[int]]:
         """Layers that hold enough to evict from; those of the same size side by side, as far as a copy is cheap."""
@@ -182,9 +194,10 @@ class Eviction:
             known = (layer.length, budget)
         return groups
 
-    def _view(self, number: int, layer: "MemoryLayer | StaticLayer", rows: torch.Tensor | None) -> View:
-        """One layer, or only the given rows of its batch."""
+    def _view(self, number: int, layer: "MemoryLayer | StaticLayer", skip: int, rows: torch.Tensor | None) -> View:
+        """One layer, or only the given rows of its batch, without the oldest `skip` queries."""
         queries = self._recorder.queries(number) if self._recorder is not None else None
+        queries = queries[:, :, skip:] if queries is not None and skip else queries
         view = View(layer.keys, layer.values, layer.positions, queries, layer.mass)
         return view if rows is None else View(*(None if part is None else part[rows] for part in view))  # type: ignore[arg-type]
 

@@ -22,7 +22,8 @@ class View(NamedTuple):
         values: `[B, Hk, L, d]`.
         positions: `[B, Hk, L]` int64, the original position of every row; -1 marks an empty slot, and empty slots stand
             at the left end only.
-        queries: `[B, Hq, W, d]`, the last W queries after RoPE; the last belongs to the newest token.
+        queries: `[B, Hq, W, d]`, the last W queries after RoPE, scaled so that q . k / sqrt(d) are the model's logits;
+            the last belongs to the newest token.
         attention: `[B, Hk, L]`, the attention mass that every row has received so far.
     """
 
@@ -69,6 +70,10 @@ class Policy(ABC):
     def recent(self, budget: int, prefix: int = 0) -> int:
         """Newest rows that stay at a budget: the window, unless the policy shares its budget otherwise."""
         return self.window
+
+    def least(self, prefix: int = 0) -> int:
+        """The smallest budget that leaves something to choose."""
+        return self.window + prefix + 1
 
     def check(self, budget: int, prefix: int = 0) -> None:
         """Refuse a budget that the policy cannot work with.

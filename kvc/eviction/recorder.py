@@ -27,6 +27,7 @@ class Ring:
         self.window = window
         self._buffer: torch.Tensor | None = None
         self._pushed = torch.zeros(1, dtype=torch.int64)
+        self._absent: torch.Tensor | None = None
 
     def push(self, query: torch.Tensor, valid: torch.Tensor | None = None) -> None:
         """Add the queries of one forward.
@@ -39,13 +40,18 @@ class Ring:
             self._buffer.index_copy_(2, self._pushed % self.window, query)
             self._pushed.add_(1)
             return
-        past = self.ordered()
+        past, absent = self.ordered(), self.absent()
         joined = query if past is None else torch.cat([past, query], dim=2)
-        if valid is not None:
+        if valid is not None or absent is not None:
             # Padding between two turns must not push real queries out, so it goes to the front.
-            held = valid.new_ones(len(valid), joined.shape[2] - valid.shape[1])
-            order = torch.cat([held, valid], dim=1).to(torch.int8).argsort(dim=1, stable=True)
+            real = torch.ones(len(joined), joined.shape[2], dtype=torch.bool, device=query.device)
+            if valid is not None:
+                real[:, -valid.shape[1] :] = valid
+            if absent is not None:
+                real &= torch.arange(joined.shape[2], device=query.device) >= absent[:, None]
+            order = real.to(torch.int8).argsort(dim=1, stable=True)
             joined = joined.gather(2, order[:, None, :, None].expand_as(joined))
+            self._absent = (min(joined.shape[2], self.window) - real.sum(1)).clamp(min=0)
         last = joined[:, :, -self.window :]
         batch, heads, count, width = last.shape
         self._buffer = torch.cat([last, last.new_zeros(batch, heads, self.window - count, width)], dim=2)
@@ -60,10 +66,19 @@ class Ring:
             return self._buffer[:, :, :pushed]
         return self._buffer.roll(-pushed, dims=2)
 
+    def absent(self) -> torch.Tensor | None:
+        """How many of the oldest queries of each row are padding, int64 `[B]`; None if there never was any."""
+        if self._absent is None:
+            return None
+        # Steps overwrite the oldest once the buffer is full.
+        return (self._absent - (self._pushed - self.window).clamp(min=0)).clamp(min=0)
+
     def select(self, rows: torch.Tensor) -> None:
         """Only the given rows of the batch, in their order."""
         if self._buffer is not None:
             self._buffer = self._buffer[rows]
+        if self._absent is not None:
+            self._absent = self._absent[rows]
 
 
 class Recorder:
@@ -91,14 +106,21 @@ class Recorder:
         incoming = self._memory.incoming
         valid = incoming.positions >= 0 if incoming.padded else None
         if self._rings is not None:
-            self._rings[layer].push(product.query.detach(), valid)
+            query, usual = product.query.detach(), product.query.shape[-1] ** -0.5
+            # Policies divide by the root of the head width; some models scale otherwise, or beforehand (OPT).
+            query = query if product.scaling == usual else query * (product.scaling / usual)
+            self._rings[layer].push(query, valid)
         if self._weigh:
             self._memory.layers[layer].receive(received(product, valid))
         return product
 
     def queries(self, layer: int) -> torch.Tensor | None:
-        """The last queries of a layer `[B, Hq, <= W, D]`."""
+        """The last queries of a layer `[B, Hq, <= W, D]`, scaled so that `q . k / sqrt(D)` are the model's logits."""
         return self._rings[layer].ordered() if self._rings is not None else None
+
+    def absent(self) -> torch.Tensor | None:
+        """How many of the oldest queries of each row are padding, int64 `[B]`; None for none, as in all layers."""
+        return self._rings[0].absent() if self._rings else None
 
     def select(self, rows: torch.Tensor) -> None:
         """Only the given rows of the batch, in their order."""

@@ -22,6 +22,10 @@ class StreamingLLM(Policy):
             raise UserError(f"sinks: must not be negative, got {sinks}")
         self.sinks = sinks
 
+    def least(self, prefix: int = 0) -> int:
+        """Room for the sinks and the newest token."""
+        return max(super().least(prefix), self.sinks + 1)
+
     def check(self, budget: int, prefix: int = 0) -> None:
         """Refuse a budget that leaves no room for the newest token.
 

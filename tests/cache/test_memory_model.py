@@ -223,6 +223,21 @@ def test_one_memory_behind_another() -> None:
     assert torch.equal(again.layers[0].keys, coded.layers[0].keys)
 
 
+def test_rows_of_another_memory_bring_the_attention_they_received() -> None:
+    model = tiny("llama")
+    first, second = KVMemory(model), KVMemory(model)
+    for memory, rows in ((first, 4), (second, 3)):
+        layer = memory.layers[0]
+        layer.weigh()
+        layer.append(*torch.randn(2, 1, 2, rows, 8), torch.arange(rows)[None])
+        layer.receive(torch.full((1, 2, rows), float(rows)))
+    second.layers[0].keep(torch.tensor([[[0, -1], [1, 2]]]))
+    first.layers[0].extend(second.layers[0])
+    mass = first.layers[0].mass
+    assert mass is not None
+    assert mass[0].tolist() == [[0, 4, 4, 4, 4, 3], [4, 4, 4, 4, 3, 3]]
+
+
 def test_ranges_that_do_not_fit() -> None:
     memory = KVMemory(tiny("llama"))
     memory.append(0, *torch.randn(2, 1, 2, 6, 8), torch.arange(6)[None])

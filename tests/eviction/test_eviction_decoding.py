@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from kvc.cache.memory import KVMemory
 from kvc.core.backbone import Backbone
 from kvc.errors import UserError
 from kvc.eviction.eviction import Eviction
+from kvc.eviction.importance import causal_importance
 from kvc.eviction.policy import Policy
 from kvc.eviction.registry import POLICIES, make_policy
 from kvc.eviction.triggers import (
@@ -27,7 +29,7 @@ from kvc.generation.decode import generate
 from kvc.generation.output import Output
 from kvc.generation.protocols import Progress
 from kvc.generation.sampling import Forced, Sampler
-from tests.cache.kv_models import left_padded, tiny, tokens
+from tests.cache.kv_models import SHAPE, left_padded, tiny, tokens
 
 WINDOW = 4
 ORDERED = ("rkv", "snapkv", "snapkv_prefill", "h2o")
@@ -122,6 +124,45 @@ def test_a_left_padded_batch_gives_what_its_rows_give_alone(name: str, trigger: 
     if name != "none":
         assert min(output.compressions) >= 3
         assert len(set(output.compressions)) > 1
+
+
+@pytest.mark.parametrize("name", ORDERED)
+def test_short_prompts_on_a_continued_memory_score_as_they_do_alone(name: str) -> None:
+    """Rows with fewer new tokens than the window have fewer queries than the row beside them."""
+    model = tiny("llama")
+    held = KVMemory(model)
+    decode(model, tokens(2, 30, seed=7), None, None, 1, memory=held)
+    rows = [tokens(2, seed=8), tokens(9, seed=9)]
+    ids, mask = left_padded(rows)
+    fed = tokens(2, 6, seed=10)
+    together = Watched(policy(name), 16, EveryTokens(2))
+    output = decode(model, ids, mask, together, 6, memory=held.fork(), sampler=Remember(fed))
+    for number, row in enumerate(rows):
+        alone, memory = Watched(policy(name), 16, EveryTokens(2)), held.fork()
+        memory.batch_select_indices(torch.tensor([number]))
+        one = decode(model, row[None], None, alone, 6, memory=memory, sampler=Remember(fed[number : number + 1]))
+        assert [kept[number] for kept in together.seen] == [kept[0] for kept in alone.seen]
+        assert output.compressions[number] == one.compressions[0] == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "granite"])
+def test_queries_are_scored_as_the_model_scales_them(family: str) -> None:
+    """OPT scales its queries before the product, Granite by a number of its own."""
+    granite = AutoConfig.for_model("granite", **SHAPE, attention_multiplier=1.0)
+    torch.manual_seed(0)
+    model: Any = tiny(family, "eager") if family != "granite" else AutoModelForCausalLM.from_config(granite)
+    model.eval().set_attn_implementation("eager")
+    ids = tokens(1, 20)
+    expected = model(ids, output_attentions=True).attentions
+    eviction = Eviction(policy("snapkv_prefill"), 100)
+    memory = KVMemory(model)
+    eviction.begin(model, memory)
+    model(ids, **memory.forward_kwargs(ids))
+    for number, layer in enumerate(memory.layers):
+        queries = eviction._recorder.queries(number) if eviction._recorder is not None else None
+        assert queries is not None
+        ours = causal_importance(queries, layer.keys, WINDOW).flatten(1, 2)
+        torch.testing.assert_close(ours, expected[number][:, :, -WINDOW:, :-WINDOW].mean(2), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "none"])
@@ -243,6 +284,14 @@ def test_layers_may_have_budgets_of_their_own() -> None:
     lengths = [layer.length - 3 for layer in shared.memory.layers]
     assert sum(lengths) == 30
     assert lengths[0] > lengths[1] > WINDOW
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_layer_of_a_pyramid_has_a_budget_that_its_policy_takes(name: str) -> None:
+    for prefix in (0, 9):
+        eviction = Eviction(policy(name), 24, prefix=prefix, beta=20)
+        for budget in eviction.budgets(4):
+            eviction.policy.check(budget, prefix)
 
 
 def test_a_trigger_reads_text() -> None:

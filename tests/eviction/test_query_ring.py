@@ -48,3 +48,30 @@ def test_a_step_writes_in_place() -> None:
     ordered = ring.ordered()
     assert ordered is not None
     assert ordered[:, 0, :, 0].tolist() == [[7, 8, 9, 10]] * 3
+
+
+def test_padding_is_counted_until_steps_have_overwritten_it() -> None:
+    ring = Ring(WINDOW)
+    ring.push(queries(2))
+    assert ring.absent() is None
+    ring = Ring(WINDOW)
+    ring.push(queries(3), torch.tensor([[False, False, True], [True, True, True]]))
+    counts = []
+    for seen in range(3, 7):
+        absent, ordered = ring.absent(), ring.ordered()
+        assert absent is not None
+        assert ordered is not None
+        counts.append(absent.tolist())
+        assert ordered[0, 0, counts[-1][0] :, 0].tolist() == list(range(2, seen))[-WINDOW:]
+        ring.push(queries(1, seen))
+    assert counts == [[2, 0], [2, 0], [1, 0], [0, 0]]
+    ring = Ring(WINDOW)
+    ring.push(queries(3), torch.tensor([[False, False, True], [True, True, True]]))
+    # Padding stays in front of what comes later, and more of it may come.
+    ring.push(queries(2, 3), torch.tensor([[False, True], [True, True]]))
+    absent, ordered = ring.absent(), ring.ordered()
+    assert absent is not None
+    assert ordered is not None
+    assert absent.tolist() == [2, 0]
+    assert ordered[:, 0, :, 0].tolist()[0][2:] == [2, 4]
+    assert ordered[1, 0, :, 0].tolist() == [1, 2, 3, 4]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from kvc.cache.memory import KVMemory
 from kvc.cache.static import StaticMemory
@@ -25,7 +25,7 @@ from kvc.generation.sampling import Greedy, Sampling
 from kvc.generation.static import StaticStep
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cache"))
-from kv_models import left_padded, tiny, tokens
+from kv_models import FAMILIES, left_padded, tiny, tokens
 
 BUDGET, BUFFER = 20, 6
 TRIGGERS: dict[str, Trigger] = {"buffer": BudgetBuffer(BUFFER), "every": EveryTokens(5), "phase": StepPhase(7)}
@@ -116,6 +116,15 @@ def test_every_policy_decodes_the_same(name: str, trigger: str) -> None:
 def test_every_family_decodes_the_same(family: str, attention: str) -> None:
     model = tiny(family, attention)
     arms = [decode(model, Eviction(policy("h2o"), BUDGET, BudgetBuffer(BUFFER)), s) for s in (Watched(), None)]
+    assert_same(arms[0], arms[1])
+
+
+def test_a_budget_below_the_window_of_the_model() -> None:
+    """Few rows reach back beyond the window: those that lie outside are seen by neither."""
+    config = AutoConfig.for_model(**{**FAMILIES["mistral"], "sliding_window": 16})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    arms = [decode(model, Eviction(policy("streaming_llm"), 8, BudgetBuffer(4)), s) for s in (Watched(), None)]
     assert_same(arms[0], arms[1])
 
 
