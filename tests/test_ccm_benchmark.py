@@ -10,6 +10,7 @@ import torch
 
 from experiments.benchmarks import ccm
 from kvc.errors import UserError
+from kvc.methods.ccm.recurrent import CompressedMemory
 
 FIELDS: dict[str, Any] = {
     "vocab_size": 96,
@@ -48,6 +49,12 @@ def test_both_forms_of_a_step_are_the_same_step(kind: Any) -> None:
         loss = ccm.training_step(compressor, form, chunks, tail)
         found[form] = loss, [grad.clone() for grad in gradients(compressor)]
     assert found["parallel"][0] == pytest.approx(found["stepwise"][0], abs=1e-5)
+    memory = CompressedMemory(compressor)
+    for chunk in chunks:
+        memory.compress(chunk)
+    likely = memory.logits(tail).log_softmax(-1)
+    expected = -sum(likely[row, at, tail[row, at + 1]] for row in range(2) for at in range(5)) / 10
+    assert found["parallel"][0] == pytest.approx(float(expected), abs=1e-5)
     for one, other in zip(found["parallel"][1], found["stepwise"][1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
     assert float(found["parallel"][1][-1].abs().max()) > 0
