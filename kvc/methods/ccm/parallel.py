@@ -91,7 +91,7 @@ class Compressor:
             UserError: If a run of memory tokens is incomplete, or the sequences are longer than a sliding window of
                 the model.
         """
-        self._check_window(input_ids.shape[1])
+        self.check_window(input_ids.shape[1])
         layout = self.layout(input_ids, attention_mask, kept, cut)
         layout.check()
         embeddings = self.embed(input_ids)
@@ -113,14 +113,22 @@ class Compressor:
         head: Any = self.model.get_output_embeddings()
         return head(hidden)
 
-    def _check_window(self, length: int) -> None:
+    def check_window(self, length: int) -> None:
+        """Refuse a text that reaches beyond a sliding window, where layers would not see its memory.
+
+        Args:
+            length: Positions of the whole text.
+
+        Raises:
+            UserError: If a layer of the model looks back less far.
+        """
         config: Any = self.model.config.get_text_config(decoder=True)
         window = getattr(config, "sliding_window", None)
         kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
         if window is not None and "sliding_attention" in kinds and length > window:
             raise UserError(
-                f"a sequence of {length} tokens is longer than the sliding window of the base model ({window}), which "
-                "a mask for whole sequences does not know: use shorter sequences or another model"
+                f"a sequence of {length} tokens is longer than the sliding window of the base model ({window}), "
+                "beyond which nothing is remembered: use shorter sequences or another model"
             )
 
 

@@ -9,12 +9,14 @@
 Shapes: B batch, T tokens, n slots, H KV heads, N slots of the KV memory.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from kvc.cache.accounting import storage_bytes
 from kvc.cache.memory import KVMemory
 from kvc.core.backbone import decoder
 from kvc.core.masks import Kind, Layout, is_merged
@@ -83,7 +85,8 @@ class CompressedMemory:
         start = self._start(batch)
         if self.memory.layers[0].is_initialized and len(self.memory.next_position) < batch:
             self.memory.batch_repeat_interleave(batch)
-        self._prefix = self._prefix or self.memory.fork()
+        if kind not in RECURRENT and self._prefix is None:
+            self._prefix = self.memory.fork()
 
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         mask = torch.cat([mask, active.to(mask)[:, None].expand(-1, tokens.slots)], dim=1)
@@ -94,6 +97,7 @@ class CompressedMemory:
             self._run(self.memory, input_ids, layout)
             held, between = _rows(self.memory) - length - added, length
         else:
+            assert self._prefix is not None
             alone = self._prefix.fork()
             self._run(alone, input_ids, layout)
             select(alone, torch.zeros_like(added), torch.zeros_like(added), added)
@@ -133,13 +137,35 @@ class CompressedMemory:
         Returns:
             Query and new tokens, `[B, T + new]`, or what `kwargs` ask for.
         """
-        model: Any = self.compressor.model
-        conditional = self.compressor.conditional and hasattr(model, "disable_adapter")
-        plain: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         continued = self.memory.fork().generate_kwargs(input_ids, attention_mask)
-        # A conditional adapter does nothing for ordinary tokens, and is not asked.
-        with model.disable_adapter() if conditional else nullcontext():
-            return plain.generate(input_ids, **continued, max_new_tokens=max_new_tokens, **kwargs)
+        with reader(self.compressor) as model:
+            return model.generate(input_ids, **continued, max_new_tokens=max_new_tokens, **kwargs)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of everything held: the memory, and for `concat` and `merge` the kept tokens that each chunk sees."""
+        held = [self.memory] if self._prefix is None else [self.memory, self._prefix]
+        return storage_bytes(tensor for memory in held for layer in memory.layers for tensor in layer.tensors())
+
+    def restore(self, memory: KVMemory, steps: torch.Tensor, peak: torch.Tensor) -> None:
+        """Go on from a memory that another one of the same kind and number of memory tokens left.
+
+        Args:
+            memory: Its `memory`.
+            steps: Its `steps`, int64 `[B]`.
+            peak: Its `peak`, int64 `[B]`.
+        """
+        self.memory, self.steps, self.peak, self._prefix = memory, steps, peak, None
+        if self.compressor.kind in RECURRENT or not int(steps.max()):
+            return
+        runs = steps.clamp(max=1) if is_merged(self.compressor.kind) else steps
+        dropped = runs * self.compressor.tokens.slots
+        kept = _rows(memory) - dropped
+        self._prefix = KVMemory(self.compressor.model)
+        if int(kept.max()):
+            self._prefix = memory.fork()
+            select(self._prefix, kept, dropped, torch.zeros_like(kept))
+            self._prefix.next_position = kept
 
     def _layout(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> Layout:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
@@ -179,8 +205,17 @@ class CompressedMemory:
                 before = rows.gather(2, old.expand(-1, rows.shape[1], -1, rows.shape[-1])).float()
                 return torch.where(merged[:, None, None, None], before + share * (new - before), new).to(rows.dtype)
 
-            keys, values, positions = mix(layer.keys), mix(layer.values), layer.positions[..., end:]
+            keys, values, positions = mix(layer.keys), mix(layer.values), layer.seen[..., end:]
             self.memory.replace(index, (-slots, None), keys, values, positions)
+
+
+@contextmanager
+def reader(compressor: Compressor) -> Iterator[PreTrainedModel]:
+    """The model below its PEFT wrapper, as it reads ordinary tokens: conditional adapters do nothing, and are off."""
+    model: Any = compressor.model
+    off = compressor.conditional and hasattr(model, "disable_adapter")
+    with model.disable_adapter() if off else nullcontext():
+        yield model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def select(memory: KVMemory, first: torch.Tensor, dropped: torch.Tensor, last: torch.Tensor) -> None:
