@@ -153,7 +153,27 @@ def lora_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
     }
 
 
-CASES: dict[str, Callable[..., Config]] = {"comp": comp_config, "lora": lora_config}
+def ccm_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
+    """CCM with merged memory on synthetic traces, six steps an epoch."""
+    return {
+        "trainer": deepcopy(TRAINER),
+        "model": {
+            "class_path": "kvc.methods.ccm.CompressedContextMemory",
+            "init_args": {
+                "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
+                "kind": "merge_recur",
+                "slots": 2,
+                "optim": {"lr": 0.01, "warmup": 2},
+            },
+        },
+        "data": {
+            "class_path": "kvc.data.segments.SegmentedTraces",
+            "init_args": {"counts": [24, 6, 7], "steps": [2, 4], "batch_size": 4},
+        },
+    }
+
+
+CASES: dict[str, Callable[..., Config]] = {"comp": comp_config, "lora": lora_config, "ccm": ccm_config}
 """A configuration of every trainable method: `CASES[name](tiny_folder, dropout=0.0)`."""
 
 
