@@ -16,8 +16,7 @@ TILE = 256
 class Ring:
     """The last queries of one layer, in a buffer of fixed size.
 
-    A decoding step overwrites the oldest query in place; nothing is copied until somebody asks for their order. How
-    many there were is known to a tensor only, so that compiled code holds for every step.
+    A decoding step overwrites the oldest query in place; nothing is copied until somebody asks for their order.
 
     Args:
         window: Queries to keep.
@@ -26,7 +25,9 @@ class Ring:
     def __init__(self, window: int) -> None:
         self.window = window
         self._buffer: torch.Tensor | None = None
-        self._pushed = torch.zeros(1, dtype=torch.int64)
+        self._count = 0
+        self._slots: tuple[torch.Tensor, ...] = ()
+        self._pushed: torch.Tensor | None = None
         self._absent: torch.Tensor | None = None
 
     def push(self, query: torch.Tensor, valid: torch.Tensor | None = None) -> None:
@@ -37,8 +38,12 @@ class Ring:
             valid: bool `[B, T]`, false for padding; None for no padding.
         """
         if valid is None and query.shape[2] == 1 and self._buffer is not None:
-            self._buffer.index_copy_(2, self._pushed % self.window, query)
-            self._pushed.add_(1)
+            if self._pushed is not None:
+                self._buffer.index_copy_(2, self._pushed % self.window, query)
+                self._pushed.add_(1)
+                return
+            self._buffer.index_copy_(2, self._slots[self._count % self.window], query)
+            self._count += 1
             return
         past, absent = self.ordered(), self.absent()
         joined = query if past is None else torch.cat([past, query], dim=2)
@@ -55,13 +60,19 @@ class Ring:
         last = joined[:, :, -self.window :]
         batch, heads, count, width = last.shape
         self._buffer = torch.cat([last, last.new_zeros(batch, heads, self.window - count, width)], dim=2)
-        self._pushed = torch.full((1,), count, device=query.device)
+        self._slots = torch.arange(self.window, device=query.device)[:, None].unbind()
+        self._count, self._pushed = count, None
+
+    def count_on_device(self) -> None:
+        """From now on how many there were is known to a tensor only, so that traced code holds for every step."""
+        if self._buffer is not None:
+            self._pushed = torch.full((1,), self._count, device=self._buffer.device)
 
     def ordered(self) -> torch.Tensor | None:
         """The queries in order of time, `[B, Hq, <= W, D]`; None before the first forward."""
         if self._buffer is None:
             return None
-        pushed = int(self._pushed)
+        pushed = self._count if self._pushed is None else int(self._pushed)
         if pushed <= self.window:
             return self._buffer[:, :, :pushed]
         return self._buffer.roll(-pushed, dims=2)
@@ -71,7 +82,8 @@ class Ring:
         if self._absent is None:
             return None
         # Steps overwrite the oldest once the buffer is full.
-        return (self._absent - (self._pushed - self.window).clamp(min=0)).clamp(min=0)
+        pushed = self._count if self._pushed is None else int(self._pushed)
+        return (self._absent - max(0, pushed - self.window)).clamp(min=0)
 
     def select(self, rows: torch.Tensor) -> None:
         """Only the given rows of the batch, in their order."""
@@ -98,15 +110,18 @@ class Recorder:
             layer.weigh()
 
     def follow(self, memory: PositionedCache | StaticMemory) -> None:
-        """The rows have moved to this memory, whose forwards are noted from now on."""
+        """The rows have moved to this memory, whose forwards, perhaps traced ones, are noted from now on."""
         self._memory = memory
+        for ring in self._rings or []:
+            ring.count_on_device()
 
     def __call__(self, layer: int, product: Product) -> Product:
         """Note the product of one layer, and leave it as it is."""
         incoming = self._memory.incoming
         valid = incoming.positions >= 0 if incoming.padded else None
         if self._rings is not None:
-            query, usual = product.query.detach(), product.query.shape[-1] ** -0.5
+            query, usual = product.query, product.query.shape[-1] ** -0.5
+            query = query.detach() if query.requires_grad else query
             # Policies divide by the root of the head width; some models scale otherwise, or beforehand (OPT).
             query = query if product.scaling == usual else query * (product.scaling / usual)
             self._rings[layer].push(query, valid)

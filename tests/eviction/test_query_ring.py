@@ -36,14 +36,19 @@ def test_padding_pushes_nothing_out() -> None:
     assert ordered[1, 0, :, 0].tolist() == [1, 2, 4, 5]
 
 
-def test_a_step_writes_in_place() -> None:
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_step_writes_in_place(traced: bool) -> None:
     ring = Ring(WINDOW)
     ring.push(queries(2))
+    ring.push(queries(1, 2))
+    if traced:
+        ring.count_on_device()
     assert ring._buffer is not None
-    before = ring._buffer.data_ptr(), ring._pushed.data_ptr()
-    for seen in range(2, 11):
+    before = [part.data_ptr() for part in (ring._buffer, ring._pushed) if part is not None]
+    for seen in range(3, 11):
         ring.push(queries(1, seen))
-    assert (ring._buffer.data_ptr(), ring._pushed.data_ptr()) == before
+    assert [part.data_ptr() for part in (ring._buffer, ring._pushed) if part is not None] == before
+    assert len(before) == 1 + traced
     ring.select(torch.tensor([1, 1, 0]))
     ordered = ring.ordered()
     assert ordered is not None
