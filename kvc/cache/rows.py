@@ -194,7 +194,12 @@ class Rows:
             self._rows, self._seen = (keys, values), (positions[:, None] if flat else positions).to(torch.int32)
         else:
             seen = None if flat else self.seen
-            self._rows = _join(self.rows[0], keys), _join(self.rows[1], values)
+            # Old keys go before new values come: at most one tensor of the layer exists twice.
+            past_keys, past_values = self.rows
+            self._rows = None
+            keys = _join(past_keys, keys)
+            del past_keys
+            self._rows = keys, _join(past_values, values)
             if seen is None:
                 self._tail.append(positions)
                 if len(self._tail) == NOTES:
