@@ -197,9 +197,9 @@ class Rows:
             # Old keys go before new values come: at most one tensor of the layer exists twice.
             past_keys, past_values = self.rows
             self._rows = None
-            keys = _join(past_keys, keys)
+            all_keys = _join(past_keys, keys)
             del past_keys
-            self._rows = keys, _join(past_values, values)
+            self._rows = all_keys, _join(past_values, values)
             if seen is None:
                 self._tail.append(positions)
                 if len(self._tail) == NOTES:
