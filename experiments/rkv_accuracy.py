@@ -16,7 +16,7 @@ from typing import Any
 from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value
 from kvc.errors import UserError
-from kvc.methods.rkv.picture import accuracy_by_memory
+from kvc.methods.rkv.picture import accuracy_by_budget
 from kvc.methods.rkv.summary import FULL, summarize
 from kvc.runs import PREDICTIONS, RunFolder
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     write_json(args.out, {"n": len(records), **summary.as_dict(), "runs": sources})
     if args.png is not None:
         with atomic(args.png) as temporary:
-            accuracy_by_memory(summary).savefig(temporary, format="png", dpi=150)
+            accuracy_by_budget(summary).savefig(temporary, format="png", dpi=150)
     print(table(summary))
     return 0
 

@@ -18,7 +18,7 @@ from kvc.eviction.streaming_llm import StreamingLLM
 from kvc.eviction.triggers import BudgetBuffer
 from kvc.methods.rkv import EvictionReport
 from kvc.methods.rkv.answering import encode
-from kvc.methods.rkv.picture import accuracy_by_memory
+from kvc.methods.rkv.picture import accuracy_by_budget
 from kvc.methods.rkv.summary import FULL, NO_CONTEXT, summarize
 
 QUESTIONS = [Item(n, "reasoning", "2-4", example("reasoning", "test", 42, n, "2-4")) for n in range(6)]
@@ -121,7 +121,7 @@ def test_rows_decoded_together_are_bounded(rows: int, monkeypatch: pytest.Monkey
 
 
 def test_the_picture_has_a_line_for_each_policy(records: list[dict[str, Any]]) -> None:
-    figure = accuracy_by_memory(summarize(records, 42))
+    figure = accuracy_by_budget(summarize(records, 42))
     legend = figure.axes[0].get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["rkv", "streaming", "none"]

@@ -145,7 +145,7 @@ class EvictionReport(Evaluation):
         return summarize(records, self.seed)
 
     def figures(self, records: Sequence[Record], summary: Summary) -> "dict[str, Figure]":
-        """Accuracy against rows in memory, a line for each policy."""
-        from kvc.methods.rkv.picture import accuracy_by_memory
+        """Accuracy against the budget, a line for each policy."""
+        from kvc.methods.rkv.picture import accuracy_by_budget
 
-        return {"accuracy": accuracy_by_memory(summary)}
+        return {"accuracy": accuracy_by_budget(summary)}

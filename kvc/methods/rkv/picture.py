@@ -10,23 +10,23 @@ from kvc.methods.rkv.summary import NO_CONTEXT, policy_and_budget
 MARKERS = "osD^vP*X<>"
 
 
-def accuracy_by_memory(summary: Summary) -> Figure:
-    """Accuracy against the mean peak of rows in memory, a line for each policy, full and no context as bands."""
+def accuracy_by_budget(summary: Summary) -> Figure:
+    """Accuracy against the budget, a line for each policy, full and no context as bands."""
     import matplotlib
 
     figure = Figure(figsize=(8.2, 4.4), layout="constrained")
     axis = figure.subplots()
-    lines: dict[str, list[tuple[Value, Value]]] = {}
+    lines: dict[str, list[tuple[int, Value]]] = {}
     for arm, values in summary.arms.items():
         if (parts := policy_and_budget(arm)) is not None:
-            lines.setdefault(parts[0], []).append((values["kv_tokens_peak"], values["accuracy"]))
+            lines.setdefault(parts[0], []).append((parts[1], values["accuracy"]))
     colors = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    widest = max((x.value for points in lines.values() for x, _ in points), default=0)
+    widest = max((budget for points in lines.values() for budget, _ in points), default=0)
     for number, ((policy, points), color, marker) in enumerate(zip(lines.items(), cycle(colors), cycle(MARKERS))):
-        points.sort(key=lambda point: point[0].value)
-        # Policies need the same rows at the same budget: set apart, their intervals can be told from each other.
+        points.sort(key=lambda point: point[0])
+        # Set apart, intervals at the same budget can be told from each other.
         aside = (number - (len(lines) - 1) / 2) * 0.006 * widest
-        cost, quality = [x.value + aside for x, _ in points], [y.value for _, y in points]
+        cost, quality = [budget + aside for budget, _ in points], [y.value for _, y in points]
         low = [y.value - (y.value if y.low is None else y.low) for _, y in points]
         high = [(y.value if y.high is None else y.high) - y.value for _, y in points]
         axis.errorbar(
@@ -53,10 +53,11 @@ def accuracy_by_memory(summary: Summary) -> Figure:
         # Where the lines leave room: few rows are never right, many are.
         x, side, below, up = (1, "right", "bottom", 3) if name == NO_CONTEXT else (0, "left", "top", -4)
         axis.annotate(
-            f"{name} ({rows:.0f} rows)", (x, level.value), (-4 if x else 4, up), ha=side, va=below,
+            f"{name} ({rows:.0f} rows at the peak)", (x, level.value), (-4 if x else 4, up), ha=side, va=below,
             xycoords=("axes fraction", "data"), textcoords="offset points", fontsize="small", color="0.25",
         )  # fmt: skip
-    axis.set_xlabel("peak rows in memory, per layer and KV head (mean over answers)")
+    axis.set_xlabel("budget: rows per layer and KV head after a compression")
+    axis.set_xticks(sorted({budget for points in lines.values() for budget, _ in points}))
     axis.set_ylabel("accuracy")
     axis.set_ylim(-0.03, 1.03)
     axis.grid(alpha=0.3)
