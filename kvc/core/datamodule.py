@@ -114,10 +114,9 @@ class KvcDataModule(LightningDataModule):
         return sampler
 
     def _loader(self, split: Split) -> StatefulDataLoader:
-        whole = self.batch_size is None
         return StatefulDataLoader(
             self.dataset(split),
-            batch_size=None if whole else (self.batch_size if split == "train" else self.eval_batch_size),
+            batch_size=self.batch_size if split == "train" else self.eval_batch_size,
             sampler=self._sampler(split),
             collate_fn=self.collate(split),
             num_workers=self.num_workers,
@@ -126,6 +125,23 @@ class KvcDataModule(LightningDataModule):
             generator=torch.Generator().manual_seed(self.seed),
             pin_memory=torch.cuda.is_available(),
         )
+
+
+class Rows:
+    """A list as a dataset.
+
+    Args:
+        rows: Its rows.
+    """
+
+    def __init__(self, rows: Sequence[Any]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        return self.rows[key[1]]
 
 
 class DealtSampler(Sampler[tuple[int, int]]):

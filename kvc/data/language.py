@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Rows, Split
 from kvc.core.files import digest
 from kvc.data.answers import extract_answer
 from kvc.data.questions import Judged
@@ -151,17 +151,7 @@ class SyntheticText(KvcDataModule):
         if split == "train":
             return CurriculumBatches(self)
         rows = [(0, item) for item in self.items(split)]
-        return _Rows(rows)
-
-    def _loader(self, split: Split) -> Any:
-        loader = super()._loader(split)
-        if split == "train":
-            return loader
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
-        return StatefulDataLoader(
-            loader.dataset, self.eval_batch_size, sampler=self._sampler(split), collate_fn=self.collate(split)
-        )
+        return Rows(rows)
 
     def collate(self, split: Split) -> Callable[[list[Any]], Any] | None:
         """Held-out rows become a batch with `id`, `group`, `prompt` and `answer` beside the tensors."""
@@ -258,17 +248,6 @@ def _cut(rows: list[Any], parts: int) -> list[list[Any]]:
         left -= sum(len(row[0]) for row in batch)
         batches.append(batch)
     return batches
-
-
-class _Rows:
-    def __init__(self, rows: list[tuple[int, Item]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Item]:
-        return self.rows[key[1]]
 
 
 @functools.lru_cache(maxsize=4)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Rows, Split
 from kvc.core.files import digest
 from kvc.data.answers import extract_answer, final_answer, last_boxed, same_answer
 from kvc.data.prompts import Template, render_prompt
@@ -107,18 +107,11 @@ class MathProblems(KvcDataModule):
             MathProblem(number, question, render_prompt(question, self.template, self.tokenizer), gold, group)
             for number, (question, gold) in enumerate(self.records if split == "test" else [])
         ]
-        return _Keyed(problems)
+        return Rows(problems)
 
     def collate(self, split: Split) -> Callable[[list[Any]], Any] | None:
         """A list, as it is."""
         return lambda rows: {"questions": rows}
-
-    def _loader(self, split: Split) -> Any:
-        from torchdata.stateful_dataloader import StatefulDataLoader
-
-        return StatefulDataLoader(
-            self.dataset(split), self.eval_batch_size, sampler=self._sampler(split), collate_fn=self.collate(split)
-        )
 
     def data_hash(self) -> str:
         """Name of the contents."""
@@ -127,19 +120,6 @@ class MathProblems(KvcDataModule):
     def describe(self) -> dict[str, Any]:
         """Where the problems come from."""
         return {"source": self.path, "problems": len(self.records)}
-
-
-class _Keyed:
-    """Rows by `(epoch, index)`."""
-
-    def __init__(self, rows: list[Any]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        return self.rows[key[1]]
 
 
 def _record(where: str, row: dict[str, Any]) -> tuple[str, str]:
