@@ -2,9 +2,8 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Rows, Split
@@ -19,8 +18,7 @@ QUESTION_KEYS = ("question", "problem")
 ANSWER_KEYS = ("answer", "solution")
 
 
-@dataclass(frozen=True)
-class MathProblem:
+class MathProblem(NamedTuple):
     """One problem.
 
     Attributes:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvc.__main__ import main
 from kvc.data.problems import MathProblems
 from kvc.data.prompts import render_prompt
 from kvc.errors import UserError
@@ -40,6 +41,19 @@ def test_final_answers_and_prompts(tmp_path: Path) -> None:
     assert data.has_split("test")
     assert not data.has_split("train")
     assert data.data_hash() != MathProblems(data.path, limit=2).data_hash()
+
+
+def test_an_evaluation_answers_them(tmp_path: Path) -> None:
+    model = {"class_path": "kvc.methods.rkv.EvictionReport", "init_args": {"budgets": [32], "max_new_tokens": 5}}
+    init = {"path": write(tmp_path / "some.jsonl", ROWS), "eval_batch_size": 3}
+    data = {"class_path": "kvc.data.problems.MathProblems", "init_args": init}
+    trainer = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"trainer": trainer, "model": model, "data": data}))
+    assert main(["test", "--config", str(config), "--run_dir", str(tmp_path / "run")]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["gold"] for line in lines] == ["5", "\\frac{1}{2}", "033", "[0, 3)"]
+    assert set(lines[0]["arms"]) == {"full", "rkv@32"}
 
 
 @pytest.mark.parametrize(
