@@ -200,6 +200,11 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], str]] = {
     "num_workers -1": (fit(**{"data.init_args.num_workers": -1}), "data.num_workers must not be negative"),
     "steps reversed": (fit(**{"data.init_args.steps": [5, 2]}), "data.steps"),
     "split too small": (fit(**{"data.init_args.split": [0.5, 0.1, 0.1]}), "data.split"),
+    "share of training above 1": (
+        fit(**{"data.init_args.path": "traces.json", "data.init_args.train_ratio": 80}),
+        "data.train_ratio must lie between 0 and 1, got 80",
+    ),
+    "share of synthetic traces": (fit(**{"data.init_args.train_ratio": 0.8}), "data.train_ratio: synthetic traces"),
     "no validation data": (fit(**{"data.init_args.counts": [6, 0, 2]}), "no val split"),
     "unknown group": (fit(**{"model.init_args.optim.lrs": {"hed": 0.1}}), "optim.lrs: no group 'hed'"),
     "bf16-true": (fit(**{"trainer.precision": "bf16-true"}), "trainer.precision: bf16-true"),

@@ -23,7 +23,7 @@ class LastCheckpoint(Checkpoint):
     def __init__(self, path: Path, every: int = 0) -> None:
         self.path, self.every = path, every
         self._saved = -1
-        self._due = False
+        self._due = self._trained = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is being resumed needs no saving."""
@@ -33,6 +33,7 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, unless a validation or the end of the epoch follows."""
+        self._trained = True
         step = trainer.global_step
         if not self.every or step % self.every or step == self._saved:
             return
@@ -54,8 +55,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a restart goes straight to the evaluation."""
-        self._save(trainer)
+        """From here on a restart goes straight to the evaluation, and leaves the file as it is."""
+        if self._trained:
+            self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save on SIGTERM, which is raised between batches; anything else may leave a step half done."""

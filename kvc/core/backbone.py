@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_flash_attn_2_available
 
+from kvc.core.adapters import adapter_digest, adapter_folder, merge_adapter
 from kvc.core.files import digest, digest_files
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
@@ -59,6 +60,8 @@ class Backbone:
         overrides: With `from_config`, fields of the model's config to replace, e.g. `{num_hidden_layers: 4}`.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
         revision: Branch, tag or commit of a Hub model.
+        merge_adapter: PEFT LoRA, a folder or Hub id, that is added to the base model's weights before all else; an
+            exported run that trained one will do.
     """
 
     pretrained: str = TINY
@@ -69,6 +72,7 @@ class Backbone:
     overrides: dict[str, Any] = field(default_factory=dict)
     gradient_checkpointing: bool = False
     revision: str | None = None
+    merge_adapter: str | None = None
 
     def __post_init__(self) -> None:
         """Check that the settings fit together.
@@ -127,6 +131,8 @@ class Backbone:
             model = AutoModelForCausalLM.from_config(self.load_config(), dtype=dtype, **attention)
         else:
             model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, weights_only=True, **attention)
+        if self.merge_adapter is not None:
+            model = merge_adapter(model, adapter_folder(self.merge_adapter))
         model.requires_grad_(False)
         if self.lora is not None:
             model = add_lora(model, self.lora)
@@ -136,6 +142,11 @@ class Backbone:
 
     def identity(self, seed: int = DEFAULT_SEED) -> str:
         """A name of the weights: contents of a local folder, commit of a Hub model, shape and seed of a random one."""
+        if self.merge_adapter is None:
+            return self._base_identity(seed)
+        return digest([self._base_identity(seed), adapter_digest(adapter_folder(self.merge_adapter))])
+
+    def _base_identity(self, seed: int) -> str:
         if self.from_config:
             config = self.load_config().to_dict()
             # Where the folder lies and which version read it do not change the weights.

@@ -59,6 +59,7 @@ class CompTraces(KvcDataModule):
         counts: Numbers of synthetic traces for train, val and test.
         steps: Fewest and most calculations of a synthetic trace.
         split: Shares of a file's traces for train, val and test.
+        train_ratio: Share for train instead of `split`; val and test halve the rest.
         split_seed: Seed of the split of a file, and of the synthetic generator.
         limit: Use only the first so many records of a file; 0 uses all.
         only_valid: Drop traces that fail validation (wrong answer, misplaced marker ...), with counted reasons.
@@ -87,8 +88,15 @@ class CompTraces(KvcDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = seeds.DEFAULT_SEED,
+        train_ratio: float | None = None,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
+        if train_ratio is not None:
+            if path == SYNTHETIC:
+                raise UserError("data.train_ratio: synthetic traces are numbered by data.counts")
+            if not 0 < train_ratio < 1:
+                raise UserError(f"data.train_ratio must lie between 0 and 1, got {train_ratio}")
+            split = (train_ratio, (1 - train_ratio) / 2, (1 - train_ratio) / 2)
         if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
             raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
         if min(counts) < 0:

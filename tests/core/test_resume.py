@@ -127,3 +127,18 @@ def test_sigterm_saves_wherever_it_comes(
     assert cases.checkpoint(tmp_path / "stopped")["global_step"] == {5: 2, 12: 3, 20: 10}[batches]
     assert cases.fit(config, tmp_path / "stopped") == 0
     assert changed(tmp_path / "whole", tmp_path / "stopped") == []
+
+
+def test_an_early_end_is_the_end(tiny_folder: Path, tmp_path: Path) -> None:
+    """Validations that do not improve end training; killed before its evaluation, a run does not train on."""
+    config = cases.lora_config(tiny_folder)
+    config["trainer"]["callbacks"].append(
+        {"class_path": "kvc.callbacks.early_stopping.StopEarly", "init_args": {"patience": 1, "min_delta": 100.0}}
+    )
+    config["trainer"]["max_epochs"] = 4
+    assert cases.fit(config, tmp_path / "whole") == 0
+    assert cases.checkpoint(tmp_path / "whole")["global_step"] == 12
+    cases.fit_killed(config, tmp_path / "killed", 0)
+    assert cases.fit(config, tmp_path / "killed") == 0
+    assert (tmp_path / "killed" / "result.json").is_file()
+    assert changed(tmp_path / "whole", tmp_path / "killed") == []

@@ -48,6 +48,17 @@ def test_a_share_of_zero_gets_nothing(tmp_path):
     assert sizes == [2, 3, 0]
 
 
+def test_one_number_splits(tmp_path):
+    rows = [
+        {"question": f"q{i}", "reasoning_with_compression": "1 + 1 = 2 <COMP>\n#### 2", "answer": "2"}
+        for i in range(20)
+    ]
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps(rows))
+    sizes = [len(part) for part in CompTraces(str(path), train_ratio=0.9).traces.values()]
+    assert sizes == [18, 1, 1]
+
+
 def test_the_contents_name_the_data(tmp_path):
     row = {"question": "q", "reasoning_with_compression": "1 + 1 = 2 <COMP>\n#### 2", "answer": "2"}
     path = tmp_path / "traces.json"

@@ -9,10 +9,11 @@ from torch.nn.functional import cross_entropy
 from kvc.core.backbone import Backbone, Lora
 from kvc.errors import UserError
 from kvc.methods.ccm import CompressedContextMemory
+from kvc.methods.ccm.distillation import Distillation
 from kvc.methods.ccm.insertion import insert_runs
 from kvc.methods.ccm.merging import Ema
 from kvc.methods.ccm.recurrent import CompressedMemory
-from kvc.methods.ccm.scoring import METHOD, rows_held
+from kvc.methods.ccm.scoring import METHOD, UNTRAINED, rows_held
 
 PROMPTS = [[1, 40, 41, 42], [1, 50]]
 SEGMENTS = [[[60, 61, 62], [63, 64], [65, 66, 67]], [[70, 71, 72, 73], [74, 75]]]
@@ -133,6 +134,48 @@ def test_arms_are_the_base_model(tiny_folder: Any, cond_lora: bool) -> None:
         assert record["arms"]["no_context"]["nll"] == pytest.approx(float(alone), rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["concat_recur", "merge_recur", "gist"])
+@torch.no_grad()
+def test_the_untrained_arm_is_the_method_before_training(tiny_folder: Any, kind: Any) -> None:
+    before = CompressedContextMemory(Backbone(pretrained=str(tiny_folder), lora=Lora(r=4)), kind=kind, slots=2).eval()
+    after = method(tiny_folder, kind=kind, slots=2).eval()
+    after.tokens.table.data += 1.0
+    for first, second in zip(before.records(batch([0, 1])), after.records(batch([0, 1]))):
+        expected = first["arms"][METHOD]
+        assert second["arms"][UNTRAINED] == pytest.approx(expected, rel=1e-4)
+        assert second["arms"][METHOD]["nll"] != pytest.approx(expected["nll"], rel=1e-3)
+    assert UNTRAINED not in method(tiny_folder, kind="full", cond_lora=False).eval().records(batch([0]))[0]["arms"]
+
+
+@pytest.mark.parametrize(("kind", "cond_lora"), [("concat_recur", True), ("concat_recur", False), ("merge", True)])
+def test_the_teacher_is_the_base_model_with_everything_in_sight(tiny_folder: Any, kind: Any, cond_lora: bool) -> None:
+    weight, heat = 0.3, 2.0
+    made = method(tiny_folder, kind=kind, slots=2, cond_lora=cond_lora, distillation=Distillation(weight, heat))
+    made.eval()
+    plain = made.step(batch([0, 1]))
+    # The adapters have no dropout, so train mode changes the loss alone.
+    made.train()
+    output = made.step(batch([0, 1]))
+    assert made.backbone.training
+    base = Backbone(pretrained=str(tiny_folder)).load().eval()
+    divergence = 0.0
+    for row in (0, 1):
+        whole = torch.tensor([PROMPTS[row] + [token for segment in SEGMENTS[row] for token in segment]])
+        one = batch([row], width=whole.shape[1])
+        chosen = made._targets(one, last=kind == "merge")[0]
+        with torch.no_grad():
+            teacher = (base(whole).logits[0, :-1][chosen] / heat).softmax(-1)
+            student = (made.compressor.logits(made._read(made.compressor, one)[0, :-1][chosen]) / heat).softmax(-1)
+        divergence += float((teacher * (teacher.log() - student.log())).sum())
+    expected = (1 - weight) * float(plain.loss_sum) + weight * heat**2 * divergence
+    assert float(output.loss_sum) == pytest.approx(expected, rel=1e-4)
+    assert divergence > 0.01
+    assert float(output.metrics["cross_entropy"]) == pytest.approx(float(plain.loss_sum / plain.num_tokens), rel=1e-5)
+    output.loss_sum.backward()
+    assert made.tokens.table.grad is not None
+    assert made.tokens.table.grad.any()
+
+
 def test_only_memory_tokens_and_lora_train(tiny_folder: Any) -> None:
     made = method(tiny_folder, slots=2).train()
     made.step(batch([0, 1])).loss_sum.backward()
@@ -150,10 +193,11 @@ def test_only_memory_tokens_and_lora_train(tiny_folder: Any) -> None:
     assert set(control.groups()) == {"lora"}
 
 
-def test_checkpointing_gives_the_same_gradients(tiny_folder: Any) -> None:
+@pytest.mark.parametrize("distillation", [None, Distillation()])
+def test_checkpointing_gives_the_same_gradients(tiny_folder: Any, distillation: Any) -> None:
     found = []
     for checkpointing in (False, True):
-        made = method(tiny_folder, kind="merge_recur", slots=2).train()
+        made = method(tiny_folder, kind="merge_recur", slots=2, distillation=distillation).train()
         if checkpointing:
             made.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # An evaluation between forward and backward must not change what is recomputed.
@@ -201,6 +245,10 @@ def test_rows_held(kind: Any, peak: float, final: float, share: float) -> None:
 
 
 def test_settings_without_effect_are_refused(tiny_folder: Any) -> None:
+    with pytest.raises(ValueError, match=r"distillation.weight must be above 0"):
+        Distillation(weight=0)
+    with pytest.raises(ValueError, match=r"distillation.temperature must be positive"):
+        Distillation(temperature=0)
     with pytest.raises(UserError, match=r"model.backbone.lora: CCM trains a LoRA"):
         CompressedContextMemory(Backbone(pretrained=str(tiny_folder)))
     with pytest.raises(UserError, match=r"model.kind: 'full' has no memory tokens"):

@@ -1,7 +1,8 @@
 """CCM as a method: everything in one forward, loss on targets, scored against the full and no context."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +16,12 @@ from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
+from kvc.methods.ccm.distillation import Distillation
 from kvc.methods.ccm.insertion import insert_runs
 from kvc.methods.ccm.merging import MergeRule
 from kvc.methods.ccm.parallel import Compressor
 from kvc.methods.ccm.positions import Positions
-from kvc.methods.ccm.scoring import METHOD, rows_held, summarize
+from kvc.methods.ccm.scoring import METHOD, UNTRAINED, rows_held, summarize
 from kvc.methods.ccm.tokens import MemoryTokens
 
 PLAIN: tuple[Kind, ...] = ("full", "no_context")
@@ -46,6 +48,8 @@ class CompressedContextMemory(Method):
         keep_prompt: The prompt stays uncompressed; false compresses it with the first segment.
         sink: Without `keep_prompt`, keep the first token all the same.
         merge: How the merge kinds merge; the mean if null.
+        distillation: Also learn from the base model with the full context, which costs a second forward; null for the
+            text alone.
         optim: Optimiser; groups: lora, embeddings.
         seed: Seed of the run.
     """
@@ -63,6 +67,7 @@ class CompressedContextMemory(Method):
         keep_prompt: bool = True,
         sink: bool = False,
         merge: MergeRule | None = None,
+        distillation: Distillation | None = None,
         optim: Optim | None = None,
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:
@@ -77,6 +82,7 @@ class CompressedContextMemory(Method):
         if sink and keep_prompt:
             raise UserError("model.sink: has no effect with keep_prompt, which keeps the first token anyway")
         self.kind, self.slots, self.keep_prompt, self.sink = kind, slots, keep_prompt, sink
+        self.distillation = distillation
         self.tokenizer = self.base.load_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -95,12 +101,44 @@ class CompressedContextMemory(Method):
         return "embeddings" if name.startswith("tokens.") else "lora"
 
     def step(self, batch: Batch) -> StepOutput:
-        """Negative log-likelihood of the labels, summed."""
-        hidden = self._read(self.compressor, batch)
+        """Negative log-likelihood of the labels, summed; in training with the distillation, if there is one."""
         chosen = self._targets(batch, last=self.kind in ISOLATED)
+        teacher = self._taught(batch, chosen) if self.distillation is not None and self.training else None
+        hidden = self._read(self.compressor, batch)
         logits = self.compressor.logits(hidden[:, :-1][chosen]).float()
-        targets = batch["labels"][:, 1:][chosen]
-        return StepOutput(F.cross_entropy(logits, targets, reduction="sum"), chosen.sum())
+        loss = F.cross_entropy(logits, batch["labels"][:, 1:][chosen], reduction="sum")
+        if teacher is None or self.distillation is None:
+            return StepOutput(loss, chosen.sum())
+        metrics = {"cross_entropy": loss.detach() / chosen.sum().clamp(min=1)}
+        return StepOutput(self.distillation.mixed(loss, logits, teacher), chosen.sum(), metrics)
+
+    @torch.no_grad()
+    def _taught(self, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
+        """fp32 logits `[N, V]` of the base model with the full context, where tokens are predicted."""
+        with self._base():
+            hidden = self._read(self._plain("full"), batch)
+            return self.compressor.logits(hidden[:, :-1][chosen]).float()
+
+    def _plain(self, kind: Kind) -> Compressor:
+        return Compressor(self.backbone, self.tokens, kind, "base", self.compressor.conditional)
+
+    @cached_property
+    def _untrained(self) -> Compressor:
+        """The method as training found it: memory tokens with their first values."""
+        ours = self.compressor
+        tokens = MemoryTokens(self.backbone.get_input_embeddings(), self.slots).requires_grad_(False)
+        return Compressor(self.backbone, tokens, ours.kind, ours.positions, ours.conditional, ours.merge)
+
+    @contextmanager
+    def _base(self) -> Iterator[None]:
+        """The base model as it came: without adapters and dropout."""
+        training = self.backbone.training
+        try:
+            with self.backbone.disable_adapter():
+                self.backbone.eval()
+                yield
+        finally:
+            self.backbone.train(training)
 
     def _targets(self, batch: Batch, last: bool) -> torch.Tensor:
         """Tokens that are predicted, bool `[B, T - 1]` from the second token on; with `last`, of the last segment."""
@@ -129,11 +167,12 @@ class CompressedContextMemory(Method):
 
     @torch.no_grad()
     def records(self, batch: Batch) -> list[Record]:
-        """Teacher-forced scores of the last segment, by the method and by the base model with full and no context."""
+        """Teacher-forced scores of the last segment, by the method, the base model and the untrained method."""
         arms = {METHOD: self._scores(self.compressor, batch, nullcontext())}
         for kind in PLAIN:
-            plain = Compressor(self.backbone, self.tokens, kind, "base", self.compressor.conditional)
-            arms[kind] = self._scores(plain, batch, self.backbone.disable_adapter())
+            arms[kind] = self._scores(self._plain(kind), batch, self._base())
+        if self.kind not in PLAIN:
+            arms[UNTRAINED] = self._scores(self._untrained, batch, self._base())
         records = []
         for row, number in enumerate(batch["id"].tolist()):
             ours = arms[METHOD][row]

@@ -9,6 +9,8 @@ from kvc.core.module import Record
 from kvc.core.results import Summary, Value, bootstrap_mean, bootstrap_weights, interval
 
 METHOD = "method"
+UNTRAINED = "untrained"
+"""The method before training: what the memory is worth when it has learned nothing."""
 SUMS = {"token_accuracy": ("right", "tokens"), "nll": ("nll", "tokens")}
 
 
