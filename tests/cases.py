@@ -154,7 +154,7 @@ def lora_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
 
 
 def ccm_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
-    """CCM with merged memory on synthetic traces, six steps an epoch."""
+    """CCM with merged memory and distillation on synthetic traces, six steps an epoch."""
     return {
         "trainer": deepcopy(TRAINER),
         "model": {
@@ -163,6 +163,7 @@ def ccm_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
                 "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
                 "kind": "merge_recur",
                 "slots": 2,
+                "distillation": {"weight": 0.5},
                 "optim": {"lr": 0.01, "warmup": 2},
             },
         },

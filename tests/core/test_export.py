@@ -211,3 +211,31 @@ def test_push(lora_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert main(["export", str(lora_run), "me/taken"]) == 2
     assert main(["export", str(lora_run), "me/broken"]) == 2
     assert "secret" not in "".join(capsys.readouterr())
+
+
+@torch.no_grad()
+def test_a_compressor_leaves_as_peft_and_comes_back(tiny_folder: Path, tmp_path: Path) -> None:
+    """CCM: the LoRA is a plain PEFT folder, the memory tokens lie beside it, a session of both says the same."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from kvc.methods.ccm.session import Session
+
+    backbone = {"pretrained": str(tiny_folder), "lora": {"r": 4}}
+    init = {"backbone": backbone, "kind": "merge_recur", "slots": 3, "seed": 42}
+    model = {"class_path": "kvc.methods.ccm.CompressedContextMemory", "init_args": init}
+    run = run_folder(tmp_path / "run", model)
+    assert main(["export", str(run), str(tmp_path / "out")]) == 0
+    ours, back = kvc.load(str(run)), kvc.load(str(tmp_path / "out"))
+    assert_same(ours, back)
+    logits = []
+    for method in (ours, back):
+        session = Session.of(method)
+        session.compress(["Tom has 3 apples. ", "Ann has 5. "])
+        session.compress(["He eats one. ", ""])
+        logits.append(torch.cat(session.logits(["How many? ", "Who? "])))
+    assert torch.equal(*logits)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_folder), tmp_path / "out").eval()
+    everywhere = ours.backbone(IDS, kvc_gate=torch.arange(IDS.numel())).logits
+    torch.testing.assert_close(plain(IDS).logits, everywhere, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(plain(IDS).logits, ours.backbone(IDS).logits, atol=1e-2)

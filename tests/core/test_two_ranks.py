@@ -1,6 +1,7 @@
 """Two ranks equal one process with twice the batch, count every row once and resume exactly."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def test_evaluation_on_two_ranks_counts_seven_rows_once(name: str, tiny_folder: 
     lines = [json.loads(line) for line in (ranks / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [line["id"] for line in records(run)]
     for one, two in zip(records(run), lines):
-        assert cases.same_bits(without(one), without(two)) == []
-        assert near(one, two)
+        assert near(one, two), (one, two)
     results = [json.loads((folder / "result.json").read_text()) for folder in (alone, ranks)]
     assert results[0]["samples"] == results[1]["samples"] == 7
     assert results[0]["metrics"].keys() == results[1]["metrics"].keys()
@@ -90,13 +90,13 @@ def test_evaluation_on_two_ranks_counts_seven_rows_once(name: str, tiny_folder: 
         assert results[1]["metrics"][key] == pytest.approx(value, abs=1e-5), key
 
 
-def without(record: Any) -> Any:
-    return {key: value for key, value in record.items() if key not in {"scores", "loss"}}
-
-
 def near(one: Any, two: Any) -> bool:
-    values = [record.get("scores", record.get("loss")) for record in (one, two)]
-    return torch.allclose(torch.tensor(values[0]), torch.tensor(values[1]), atol=1e-5)
+    """Equal but for the last bits of numbers: rows were batched otherwise."""
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(near(one[key], two[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(two) and all(map(near, one, two))
+    return math.isclose(one, two, rel_tol=1e-5, abs_tol=1e-5) if isinstance(one, float) else one == two
 
 
 def test_validation_on_two_ranks_gives_the_same_loss(tiny_folder: Path, tmp_path: Path) -> None:
