@@ -8,19 +8,17 @@ python -m experiments.rkv_accuracy runs/rkv-42 runs/rkv-43 runs/rkv-44 \
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.pooling import data_key, read_run
 from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value
 from kvc.errors import UserError
 from kvc.methods.rkv.picture import accuracy_by_budget
 from kvc.methods.rkv.summary import FULL, summarize
-from kvc.runs import PREDICTIONS, RunFolder
 
-KEPT = ("seed", "machine", "versions", "timing", "git", "data", "base_model")
 COLUMNS = ("accuracy", "compressions", "fired", "kv_tokens_peak", "kv_tokens_mean", "new_tokens")
 
 
@@ -32,18 +30,13 @@ def pooled(folders: list[Path]) -> tuple[list[dict[str, Any]], list[dict[str, An
     """
     records, sources, seen = [], [], {}
     for folder in folders:
-        run = RunFolder(folder)
-        if not run.result.is_file():
-            raise UserError(f"{folder}: not finished, there is no {run.result.name}")
-        result = json.loads(run.result.read_text(encoding="utf-8"))
-        key = json.dumps(result.get("data", {}), sort_keys=True)
+        found, source = read_run(folder)
+        key = data_key(source)
         if key in seen:
             raise UserError(f"{folder}: the same data as {seen[key]}")
         seen[key] = folder
-        sources.append({"run": folder.name, **{name: result[name] for name in KEPT if name in result}})
-        for line in (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            records.append(record | {"question": f"{folder.name} {record['question']}"})
+        sources.append(source)
+        records += [record | {"question": f"{folder.name} {record['question']}"} for record in found]
     return records, sources
 
 

@@ -53,6 +53,23 @@ def kernel_of(attention: str) -> str:
     return attention.removeprefix(PREFIX)
 
 
+def check_standard(model: Any, who: str) -> None:
+    """Refuse a model whose layers do not all attend through transformers' attention interface.
+
+    Args:
+        model: A causal LM, with or without a PEFT wrapper.
+        who: What needs it, for the sentence.
+
+    Raises:
+        UserError: If it keeps a recurrent state, or computes attention in a way of its own.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if base._is_stateful or not base._supports_attention_backend:
+        raise UserError(
+            f"backbone.pretrained: {type(base).__name__} has no standard attention in each layer, which {who} needs"
+        )
+
+
 def open_door(model: PreTrainedModel) -> None:
     """Switch a model to the attention function with the door; numbers stay as they are.
 

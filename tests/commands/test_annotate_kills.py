@@ -1,11 +1,13 @@
 """SIGKILL at random moments: what was paid for is kept, and nothing is there twice."""
 
+import itertools
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -38,7 +40,16 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     journal = tmp_path / "out.jsonl.journal.jsonl"
     rng = random.Random(7)
     kept: list[int] = []
-    with ChatServer(lambda text, nth, body: Answer(right(text), delay=rng.uniform(0, 0.02))) as server:
+    interrupting, interrupted = threading.Event(), threading.Event()
+    answers = itertools.count()
+
+    def answer(text: str, nth: int, body: object) -> Answer:
+        if interrupting.is_set() and next(answers) >= 3:
+            # However late the interruption comes, there is something left to interrupt.
+            interrupted.wait(60)
+        return Answer(right(text), delay=rng.uniform(0, 0.02))
+
+    with ChatServer(answer) as server:
         options = ["--input", pool, "--output", output, "--base_url", server.url, "--num_samples", str(NUMBER)]
         command = [sys.executable, "-c", NURSERY, "annotate", "--annotator", "openai", *map(str, options)]
         environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -66,10 +77,12 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
                 assert exit_code() == -signal.SIGKILL
                 assert not output.exists()
                 kept.append(len(journal.read_bytes().split(b"\n")) - 2 if journal.exists() else 0)
+            interrupting.set()
             child, enough = start(), server.done + 3
             with server.changed:
                 assert server.changed.wait_for(lambda: server.done >= enough, 60)
             os.kill(child, signal.SIGINT)
+            interrupted.set()
             assert exit_code() == 130
             start()
             assert exit_code() == 0

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kvc.core.backbone import Backbone, Lora
 from kvc.errors import UserError
@@ -257,3 +258,23 @@ def test_settings_without_effect_are_refused(tiny_folder: Any) -> None:
         method(tiny_folder, kind="concat", merge=Ema())
     with pytest.raises(UserError, match=r"model.sink: has no effect with keep_prompt"):
         method(tiny_folder, sink=True)
+
+
+def test_memory_tokens_are_no_labels(tiny_folder: Any) -> None:
+    made, wrong = method(tiny_folder, slots=2), batch([0, 1])
+    wrong["labels"][1, 3] = made.tokens.vocabulary + 1
+    with pytest.raises(UserError, match="labels: row 1 asks for a memory token at token 3"):
+        made.step(wrong)
+    with pytest.raises(UserError, match="labels: row 1 asks for a memory token at token 3"):
+        made.records(wrong)
+
+
+@pytest.mark.parametrize("family", ["mamba", "bloom"])
+def test_models_without_standard_attention_are_refused(family: str, tiny_folder: Any, tmp_path: Any) -> None:
+    config = AutoConfig.for_model(family, vocab_size=1536, hidden_size=16, num_hidden_layers=2, n_layer=2, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    targets = {"mamba": "in_proj", "bloom": "query_key_value"}[family]
+    backbone = Backbone(pretrained=str(tmp_path), lora=Lora(r=2, targets=[targets]), attn_implementation="eager")
+    with pytest.raises(UserError, match=r"backbone.pretrained: .*ForCausalLM has no standard attention in each layer"):
+        CompressedContextMemory(backbone)

@@ -141,7 +141,17 @@ class CompressedContextMemory(Method):
             self.backbone.train(training)
 
     def _targets(self, batch: Batch, last: bool) -> torch.Tensor:
-        """Tokens that are predicted, bool `[B, T - 1]` from the second token on; with `last`, of the last segment."""
+        """Tokens that are predicted, bool `[B, T - 1]` from the second token on; with `last`, of the last segment.
+
+        Raises:
+            UserError: If a memory token is to be predicted.
+        """
+        foreign = (batch["labels"] >= self.tokens.vocabulary).nonzero()
+        if len(foreign):
+            row, token = foreign[0].tolist()
+            raise UserError(
+                f"labels: row {row} asks for a memory token at token {token}, which the LM head cannot say: use -100"
+            )
         chosen = batch["labels"][:, 1:] != -100
         if not last:
             return chosen

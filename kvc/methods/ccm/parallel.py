@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from kvc.core.attention import TAP, kernel_of, open_door
+from kvc.core.attention import TAP, check_standard, kernel_of, open_door
 from kvc.core.backbone import decoder
 from kvc.core.masks import Kind, Layout, Visibility, is_merged, visibility
 from kvc.errors import UserError
@@ -48,6 +48,7 @@ class Compressor:
         self.model, self.tokens = model, tokens
         self.kind, self.positions, self.conditional = kind, positions, conditional
         self.merge: MergeRule = merge or Mean()
+        check_standard(model, "compressed context memory")
         if conditional:
             gate_lora(model)
         if is_merged(kind):

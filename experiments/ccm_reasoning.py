@@ -1,0 +1,191 @@
+"""What a compressed memory is worth: runs of `configs/ccm/tiny.yaml`, several kinds, sizes and seeds, in one table.
+
+for seed in 42 43 44; do
+    fit="python -m kvc fit --config configs/ccm/tiny.yaml --seed_everything $seed"
+    $fit --name ccm/control-$seed --model.kind full --model.cond_lora false
+    for slots in 1 2 4; do $fit --name ccm/concat$slots-$seed --model.slots $slots; done
+    $fit --name ccm/merge8-$seed --model.slots 8 --model.kind merge_recur
+done
+python -m experiments.ccm_reasoning runs/ccm/* \
+    --out experiments/results/ccm_tiny.json --png experiments/results/ccm_tiny.png
+
+Every arm is measured on the same held-out traces, teacher-forced at their own COMPs: exact match of every token of the
+last segment. `recovered` is (arm - no context) / (control - no context). Intervals resample traces, the same for all
+arms; `spread` is the standard deviation of the exact match between the seeds.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from matplotlib.figure import Figure
+
+from experiments.pooling import Record, data_key, read_run
+from kvc.core.files import atomic, write_json
+from kvc.core.results import Summary, Value, bootstrap_weights, interval
+from kvc.core.seeds import DEFAULT_SEED
+from kvc.errors import UserError
+from kvc.methods.ccm.scoring import METHOD, UNTRAINED, summarize
+
+CONTROL, FULL, NOTHING = "control", "full", "no_context"
+COLUMNS = {"token_accuracy": 3, "nll": 3, "kv_peak": 0, "kv_share": 3}
+
+
+def label(folder: Path) -> str:
+    """Name of what a run trained, from its configuration."""
+    model = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    kind, slots = model["kind"], model["slots"]
+    if kind in {FULL, NOTHING}:
+        return CONTROL if kind == FULL else f"{kind}, tuned"
+    name = f"{kind.removesuffix('_recur')} n={slots}"
+    return f"{name}, distilled" if model.get("distillation") else name
+
+
+def pooled(folders: list[Path]) -> tuple[list[Record], list[Record]]:
+    """One record for each trace with the scores of all arms, and the sources.
+
+    Raises:
+        UserError: If a run is not finished, or some arm was not measured on every trace.
+    """
+    traces: dict[tuple[str, int], Record] = {}
+    sources = []
+    for folder in folders:
+        found, source = read_run(folder)
+        name = label(folder)
+        sources.append({"arm": name, **source})
+        for record in found:
+            arms = traces.setdefault((data_key(source), record["id"]), {})
+            if name in arms:
+                raise UserError(f"{folder}: a second run of '{name}' on the same data")
+            arms[name] = record["arms"][METHOD]
+            for other, scores in record["arms"].items():
+                if other != METHOD:
+                    arms[f"{name}, {other}" if other == UNTRAINED else other] = scores
+    names = list(dict.fromkeys(name for arms in traces.values() for name in arms))
+    for arms in traces.values():
+        if missing := [name for name in names if name not in arms]:
+            raise UserError(f"'{missing[0]}' was not measured on all traces: give runs of the same seeds for all arms")
+    if CONTROL not in names:
+        raise UserError("no run of the control (--model.kind full --model.cond_lora false) among them")
+    first = [CONTROL, FULL, NOTHING]
+    order = [*first, *sorted(set(names) - set(first))]
+    return [
+        {"group": group, "arms": {name: arms[name] for name in order}} for (group, _), arms in traces.items()
+    ], sources
+
+
+def recovered(records: list[Record], name: str) -> Value:
+    """Share of the gap between the control and no context."""
+    exact = {arm: np.array([float(r["arms"][arm]["exact"]) for r in records]) for arm in (CONTROL, NOTHING, name)}
+    gap, ours = exact[CONTROL] - exact[NOTHING], exact[name] - exact[NOTHING]
+    weights = bootstrap_weights(len(records), DEFAULT_SEED)
+    return interval(ours.mean() / gap.mean(), (weights @ ours) / (weights @ gap), len(records))
+
+
+def spread(records: list[Record], name: str) -> float:
+    """Standard deviation of the exact match between seeds."""
+    groups: dict[str, list[float]] = {}
+    for record in records:
+        groups.setdefault(record["group"], []).append(float(record["arms"][name]["exact"]))
+    return float(np.std([np.mean(group) for group in groups.values()], ddof=1)) if len(groups) > 1 else 0.0
+
+
+def cell(value: Value, digits: int = 3) -> str:
+    """A number with its interval."""
+    if value.low is None or value.high is None:
+        return f"{value.value:.{digits}f}"
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def table(arms: dict[str, dict[str, Value]], extra: dict[str, dict[str, Any]]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        "| arm | exact | recovered | between seeds | right tokens | loss a token | peak rows | KV |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, values in arms.items():
+        rest = " | ".join(f"{values[column].value:.{digits}f}" for column, digits in COLUMNS.items())
+        share = cell(extra[name]["recovered"], 2) if name not in {CONTROL, NOTHING} else ""
+        lines.append(f"| {name} | {cell(values['exact'])} | {share} | {extra[name]['spread']:.3f} | {rest} |")
+    return "\n".join(lines)
+
+
+def picture(arms: dict[str, dict[str, Value]]) -> Figure:
+    """Exact match against the rows of KV that stand for the finished segments."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, marker, color in (("concat", "o", "C0"), ("merge", "s", "C1")):
+        points = [
+            (values["kv_share"].value, values["exact"], arm.split(", ")[0].split()[1])
+            for arm, values in arms.items()
+            if arm.startswith(name) and UNTRAINED not in arm
+        ]
+        if not points:
+            continue
+        points.sort(key=lambda point: point[0])
+        shares, exact = [100 * point[0] for point in points], [point[1] for point in points]
+        bars = np.abs([[v.value - (v.low or 0), (v.high or 1) - v.value] for v in exact]).T
+        heights = [v.value for v in exact]
+        axis.errorbar(shares, heights, bars, label=f"CCM-{name}", color=color, marker=marker, capsize=3)
+        for x, y, (_, _, size) in zip(shares, heights, points):
+            axis.annotate(size, (x, y), (6, -12), textcoords="offset points", fontsize="small", color=color)
+    for arm, style, text in (
+        (CONTROL, "-", "tuned with the full context (100 % of the rows)"),
+        (FULL, "--", "base model, full context"),
+        (NOTHING, ":", "no context"),
+    ):
+        axis.axhline(arms[arm]["exact"].value, color="0.35", ls=style, lw=1.1, label=text)
+    axis.set_xlabel("rows of KV that stand for the finished segments, % of their tokens")
+    axis.set_ylabel("last segment exactly right")
+    axis.set_xlim(left=0)
+    axis.set_ylim(-0.03, 1.05)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize="small", loc="center right")
+    return figure
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pool, print the table, write JSON and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--png", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        records, sources = pooled(args.runs)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    # The control takes the method's place, so that every arm is compared with it on the same traces.
+    compared = [
+        {"arms": {METHOD: r["arms"][CONTROL], **{k: v for k, v in r["arms"].items() if k != CONTROL}}} for r in records
+    ]
+    summary: Summary = summarize(compared, DEFAULT_SEED)
+    arms = {CONTROL: summary.metrics, **summary.arms}
+    extra = {name: {"recovered": recovered(records, name), "spread": spread(records, name)} for name in arms}
+    print(table(arms, extra))
+    result = {
+        "n": len(records),
+        "arms": {
+            name: {
+                **{key: value.as_dict() for key, value in values.items()},
+                "recovered": extra[name]["recovered"].as_dict(),
+                "spread_between_seeds": extra[name]["spread"],
+            }
+            for name, values in arms.items()
+        },
+        "control_minus_arm": summary.as_dict()["differences"],
+        "runs": sources,
+    }
+    write_json(args.out, result)
+    if args.png is not None:
+        with atomic(args.png) as temporary:
+            picture(arms).savefig(temporary, format="png", dpi=150)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
