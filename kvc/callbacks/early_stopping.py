@@ -18,7 +18,8 @@ class StopEarly(EarlyStopping):
     """
 
     def __init__(self, patience: int = 3, min_delta: float = 0.0, monitor: str = "val/loss", mode: str = "min") -> None:
-        super().__init__(monitor, min_delta, patience, mode=mode)
+        # At the end of an epoch that max_steps cut short there was no validation.
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not go on with what had ended."""

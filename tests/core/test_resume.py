@@ -142,3 +142,11 @@ def test_an_early_end_is_the_end(tiny_folder: Path, tmp_path: Path) -> None:
     assert cases.fit(config, tmp_path / "killed") == 0
     assert (tmp_path / "killed" / "result.json").is_file()
     assert changed(tmp_path / "whole", tmp_path / "killed") == []
+
+
+def test_steps_may_end_before_the_first_validation(tiny_folder: Path, tmp_path: Path) -> None:
+    config = cases.lora_config(tiny_folder)
+    config["trainer"]["callbacks"].append({"class_path": "kvc.callbacks.early_stopping.StopEarly"})
+    assert cases.fit(config, tmp_path / "run", "--trainer.max_steps", "4") == 0
+    assert cases.checkpoint(tmp_path / "run")["global_step"] == 4
+    assert (tmp_path / "run" / "result.json").is_file()
