@@ -31,7 +31,7 @@ from kvc.errors import UserError
 from kvc.methods.ccm.scoring import METHOD, UNTRAINED, summarize
 
 CONTROL, FULL, NOTHING = "control", "full", "no_context"
-COLUMNS = {"token_accuracy": 3, "nll": 3, "kv_peak": 0, "kv_share": 3}
+COLUMNS = {"token_accuracy": 3, "nll": 3, "kv_tokens_peak": 0, "kv_share": 3}
 
 
 def label(folder: Path) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from kvc.cache.accounting import storage_bytes
 from kvc.core.backbone import Backbone, Lora
 from kvc.errors import UserError
 from kvc.methods.ccm import CompressedContextMemory
@@ -240,9 +241,29 @@ def test_runs_are_inserted_after_cuts(left: bool) -> None:
 )
 def test_rows_held(kind: Any, peak: float, final: float, share: float) -> None:
     """Prompt of 5; segments of 3 and 7 tokens; 4 at the end; two memory tokens."""
-    held = rows_held(kind, 5, [7, 3, 4], 2)
-    expected = {"kv_peak": peak, "kv_final": final, "kv_share": share}
+    held = rows_held(kind, 5, [7, 3, 4], 2, 100.0)
+    tokens = {"kv_tokens_peak": peak, "kv_tokens_final": final}
+    expected = {**tokens, "kv_bytes_peak": 100.0 * peak, "kv_bytes_final": 100.0 * final, "kv_share": share}
     assert held == expected
+
+
+@pytest.mark.parametrize("kind", ["concat_recur", "merge_recur"])
+@torch.no_grad()
+def test_rows_and_bytes_are_those_that_reading_holds(tiny_folder: Any, kind: Any) -> None:
+    made = method(tiny_folder, kind=kind, slots=2).eval()
+    for row, record in enumerate(made.records(batch([0, 1]))):
+        memory = CompressedMemory(made.compressor)
+        memory.keep(torch.tensor([PROMPTS[row]]))
+        for segment in SEGMENTS[row][:-1]:
+            memory.compress(torch.tensor([segment]))
+        last = torch.tensor([SEGMENTS[row][-1]])
+        positions = memory.memory.next_position[:, None] + torch.arange(last.shape[1])
+        made.backbone(last, position_ids=positions, past_key_values=memory.memory)
+        ours = record["arms"][METHOD]
+        assert ours["kv_tokens_final"] == float(memory.memory.tokens)
+        assert ours["kv_tokens_peak"] == max(float(memory.peak), float(memory.memory.tokens))
+        held = storage_bytes(tensor for layer in memory.memory.layers for tensor in (layer.keys, layer.values))
+        assert ours["kv_bytes_final"] == held
 
 
 def test_settings_without_effect_are_refused(tiny_folder: Any) -> None:

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch.nn import functional as F
 
+from kvc.cache.accounting import cache_bytes
 from kvc.core import seeds
-from kvc.core.backbone import Backbone, Lora
+from kvc.core.backbone import Backbone, Lora, decoder
 from kvc.core.masks import Kind, is_merged
 from kvc.core.method import Method, StepOutput
 from kvc.core.module import Batch, Record
@@ -55,7 +56,7 @@ class CompressedContextMemory(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("id", "input_ids", "attention_mask", "labels", "prompt", "cut")
-    headline: ClassVar[tuple[str, ...]] = ("exact", "token_accuracy", "nll", "kv_share", "kv_peak")
+    headline: ClassVar[tuple[str, ...]] = ("exact", "token_accuracy", "nll", "kv_share", "kv_tokens_peak")
 
     def __init__(
         self,
@@ -128,6 +129,13 @@ class CompressedContextMemory(Method):
         ours = self.compressor
         tokens = MemoryTokens(self.backbone.get_input_embeddings(), self.slots).requires_grad_(False)
         return Compressor(self.backbone, tokens, ours.kind, ours.positions, ours.conditional, ours.merge)
+
+    @cached_property
+    def _row_bytes(self) -> float:
+        """Bytes of one token's keys and values in all layers, as the model holds them."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.backbone.device)
+        with self._base():
+            return cache_bytes(decoder(self.backbone)(ids, use_cache=True).past_key_values) / 2
 
     @contextmanager
     def _base(self) -> Iterator[None]:
@@ -206,7 +214,7 @@ class CompressedContextMemory(Method):
         scores = []
         for row in range(len(targets)):
             sizes = segment[row][mask[row] & ~kept[row]].bincount(minlength=int(cut[row].sum()) + 1).tolist()
-            held = rows_held(compressor.kind, int(kept[row].sum()), sizes, self.slots)
+            held = rows_held(compressor.kind, int(kept[row].sum()), sizes, self.slots, self._row_bytes)
             tokens, errors = int(graded[row].sum()), int(wrong[row].sum())
             score = {"exact": errors == 0, "right": tokens - errors, "tokens": tokens, "nll": float(nll[row].sum())}
             scores.append({**score, **held})

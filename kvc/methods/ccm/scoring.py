@@ -11,6 +11,7 @@ from kvc.core.results import Summary, Value, bootstrap_mean, bootstrap_weights, 
 METHOD = "method"
 UNTRAINED = "untrained"
 """The method before training: what the memory is worth when it has learned nothing."""
+COSTS = ("kv_tokens_peak", "kv_tokens_final", "kv_bytes_peak", "kv_bytes_final", "kv_share")
 SUMS = {"token_accuracy": ("right", "tokens"), "nll": ("nll", "tokens")}
 
 
@@ -45,22 +46,24 @@ def _measure(scores: Sequence[Record], weights: np.ndarray, seed: int) -> dict[s
     for name, (top, bottom) in SUMS.items():
         resampled = (weights @ columns[top]) / np.maximum(weights @ columns[bottom], 1)
         measured[name] = (interval(columns[top].sum() / max(columns[bottom].sum(), 1), resampled, n), resampled)
-    for name in ("kv_peak", "kv_final", "kv_share"):
+    for name in COSTS:
         measured[name] = (bootstrap_mean(columns[name].tolist(), seed), weights @ columns[name] / n)
     return measured
 
 
-def rows_held(kind: Kind, prompt: int, segments: Sequence[int], slots: int) -> dict[str, float]:
-    """Rows of KV per layer and head while a trace is read segment by segment.
+def rows_held(kind: Kind, prompt: int, segments: Sequence[int], slots: int, row_bytes: float = 0.0) -> dict[str, float]:
+    """Rows of KV per layer and head, and their bytes, while a trace is read segment by segment.
 
     Args:
         kind: How segments are compressed.
         prompt: Tokens that stay.
         segments: Tokens of each segment; the last one is not compressed.
         slots: Memory tokens of a run, n.
+        row_bytes: Bytes of one row in all layers and heads.
 
     Returns:
-        `kv_peak`, `kv_final`, and `kv_share`: rows that stand for the finished segments, divided by their tokens.
+        `kv_tokens_peak`, `kv_tokens_final`, the same in `kv_bytes_*`, and `kv_share`: rows that stand for the finished
+        segments, divided by their tokens.
     """
     steps, finished = len(segments) - 1, sum(segments[:-1])
     if kind in {"full", "pos_control"}:
@@ -74,4 +77,11 @@ def rows_held(kind: Kind, prompt: int, segments: Sequence[int], slots: int) -> d
         )
     during = [prompt + held + size + run for held, size in zip(memory, segments)]
     final = float(prompt + memory[-1] + segments[-1])
-    return {"kv_peak": float(max([*during[:-1], final])), "kv_final": final, "kv_share": memory[-1] / max(finished, 1)}
+    peak = float(max([*during[:-1], final]))
+    return {
+        "kv_tokens_peak": peak,
+        "kv_tokens_final": final,
+        "kv_bytes_peak": peak * row_bytes,
+        "kv_bytes_final": final * row_bytes,
+        "kv_share": memory[-1] / max(finished, 1),
+    }
