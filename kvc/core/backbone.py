@@ -1,5 +1,6 @@
 """The base model of every method: a stock Hugging Face causal LM, chosen by one small block of configuration."""
 
+import copy
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.utils import is_flash_attn_2_available
 
 from kvc.core.adapters import adapter_digest, adapter_folder, merge_adapter
@@ -220,3 +222,42 @@ def decoder(model: nn.Module) -> nn.Module:
     get_decoder = getattr(base, "get_decoder", None)
     inner: nn.Module = get_decoder() if callable(get_decoder) else base.base_model
     return inner
+
+
+def head_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of hidden states that `decoder(model)` gave, as the model's own forward makes them.
+
+    The LM head alone is not enough: some families cap what it says (Gemma 2) or scale it (Cohere, Granite).
+
+    Args:
+        model: A causal LM, with or without a PEFT wrapper.
+        hidden: `[..., E]`.
+
+    Returns:
+        `[..., V]`.
+    """
+    whole: Any = model
+    base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
+    stack = decoder(model)
+    *outer, last = next(name for name, module in base.named_modules() if module is stack).split(".")
+    # A copy that shares all weights and has a stack that hands on what it is given: the model itself stays as it is.
+    part = shell = copy.copy(base)
+    for name in outer:
+        inner = copy.copy(part._modules[name])
+        part._modules = {**part._modules, name: inner}
+        part = inner
+    part._modules = {**part._modules, last: _Given()}
+    logits: torch.Tensor = type(base).forward(shell, inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1])).logits
+    return logits.view(*hidden.shape[:-1], logits.shape[-1])
+
+
+@dataclass
+class _Hidden(MoeModelOutputWithPast):
+    """All that heads ask a stack for, of any family."""
+
+    cross_attentions: Any = None
+
+
+class _Given(nn.Module):
+    def forward(self, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> _Hidden:
+        return _Hidden(last_hidden_state=inputs_embeds)

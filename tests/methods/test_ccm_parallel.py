@@ -164,6 +164,14 @@ def test_a_batch_without_runs() -> None:
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_heads_that_scale_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tiny.FAMILIES, "granite", {"model_type": "granite", **tiny.SHAPE, "logits_scaling": 8.0})
+    (row,) = tiny.contexts([0])
+    expected = tiny.plain("granite")(torch.tensor([row.prompt + row.tail])).logits[0, -len(row.tail) :]
+    torch.testing.assert_close(logits(tiny.compressor("granite"), [row])[0], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("rule", [Mean(), Ema(0.25), Ema(1.0)])
 def test_weights_of_merging_are_the_recursion(rule: Any) -> None:
     runs = torch.randn(6, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from kvc.core.attention import TAP, check_standard, kernel_of, open_door
-from kvc.core.backbone import decoder
+from kvc.core.backbone import decoder, head_logits
 from kvc.core.masks import Kind, Layout, Visibility, is_merged, visibility
 from kvc.errors import UserError
 from kvc.methods.ccm.gate import GATE, gate_lora
@@ -111,8 +111,7 @@ class Compressor:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of hidden states `[..., E]`."""
-        head: Any = self.model.get_output_embeddings()
-        return head(hidden)
+        return head_logits(self.model, hidden)
 
     def check_window(self, length: int) -> None:
         """Refuse a text that reaches beyond a sliding window, where layers would not see its memory.

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from kvc.core import seeds
-from kvc.core.backbone import Backbone
+from kvc.core.backbone import Backbone, head_logits
 from kvc.core.method import Method, StepOutput
 from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
@@ -70,7 +70,7 @@ class LanguageModel(Method):
         chosen = (labels != -100) & (weights > 0)
         # Rows are right-padded and attention is causal, so no token sees padding: no mask, the fast path.
         hidden = self._decoder()(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-        logits = self.backbone.get_output_embeddings()(hidden[chosen]).float()
+        logits = head_logits(self.backbone, hidden[chosen]).float()
         loss = F.cross_entropy(logits, labels[chosen], reduction="none")
         weight = weights[chosen]
         hits = (logits.detach().argmax(-1) == labels[chosen]).float()

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from kvc.core.backbone import decoder
+from kvc.core.backbone import decoder, head_logits
 from kvc.core.seeds import generator
 from kvc.data.synthetic.example import Example, plain
 from kvc.data.tokens import tokenize
@@ -203,7 +203,7 @@ def _score_arm(model: Any, rows: Sequence[Row], view: View, layout: Layout, cach
         use_cache=True,
     ).last_hidden_state
     cache.crop(n - layout.ids.shape[1])
-    logits = model.get_output_embeddings()(hidden[:, :-1]).float()
+    logits = head_logits(model, hidden[:, :-1]).float()
     targets = layout.ids[:, n + 1 :]
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets).cpu()
     hit = (logits.argmax(-1) == targets).cpu()
