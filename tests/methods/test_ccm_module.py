@@ -248,13 +248,17 @@ def test_rows_held(kind: Any, peak: float, final: float, share: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["concat_recur", "merge_recur"])
+@pytest.mark.parametrize("kept", ["prompt", "sink", "nothing"])
 @torch.no_grad()
-def test_rows_and_bytes_are_those_that_reading_holds(tiny_folder: Any, kind: Any) -> None:
-    made = method(tiny_folder, kind=kind, slots=2).eval()
+def test_rows_and_bytes_are_those_that_reading_holds(tiny_folder: Any, kind: Any, kept: str) -> None:
+    made = method(tiny_folder, kind=kind, slots=2, keep_prompt=kept == "prompt", sink=kept == "sink").eval()
     for row, record in enumerate(made.records(batch([0, 1]))):
         memory = CompressedMemory(made.compressor)
-        memory.keep(torch.tensor([PROMPTS[row]]))
-        for segment in SEGMENTS[row][:-1]:
+        stays = {"prompt": len(PROMPTS[row]), "sink": 1, "nothing": 0}[kept]
+        if stays:
+            memory.keep(torch.tensor([PROMPTS[row][:stays]]))
+        first, *others = SEGMENTS[row][:-1]
+        for segment in (PROMPTS[row][stays:] + first, *others):
             memory.compress(torch.tensor([segment]))
         last = torch.tensor([SEGMENTS[row][-1]])
         positions = memory.memory.next_position[:, None] + torch.arange(last.shape[1])
@@ -264,6 +268,9 @@ def test_rows_and_bytes_are_those_that_reading_holds(tiny_folder: Any, kind: Any
         assert ours["kv_tokens_peak"] == max(float(memory.peak), float(memory.memory.tokens))
         held = storage_bytes(tensor for layer in memory.memory.layers for tensor in (layer.keys, layer.values))
         assert ours["kv_bytes_final"] == held
+        runs = 1 if kind == "merge_recur" else len(SEGMENTS[row]) - 1
+        text = len(PROMPTS[row]) - stays + sum(map(len, SEGMENTS[row][:-1]))
+        assert ours["kv_share"] == pytest.approx(2 * runs / text)
 
 
 def test_settings_without_effect_are_refused(tiny_folder: Any) -> None:

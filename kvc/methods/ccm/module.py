@@ -177,7 +177,7 @@ class CompressedContextMemory(Method):
         inserted = insert_runs(ids, mask, cut, self.tokens.vocabulary, self.slots)
         kept = inserted.moved(batch["prompt"]) if self.keep_prompt else None
         if self.sink:
-            kept = inserted.attention_mask.cumsum(-1) == 1
+            kept = _first(inserted.attention_mask)
         hidden = compressor.hidden(inserted.input_ids, inserted.attention_mask, kept).last_hidden_state
         return hidden.gather(1, inserted.place[..., None].expand(-1, -1, hidden.shape[-1]))
 
@@ -210,7 +210,7 @@ class CompressedContextMemory(Method):
         nll[graded] = F.cross_entropy(logits, targets[graded], reduction="none")
         wrong = torch.zeros_like(graded)
         wrong[graded] = logits.argmax(-1) != targets[graded]
-        kept = batch["prompt"] if self.keep_prompt or compressor.kind in PLAIN else torch.zeros_like(mask)
+        kept = batch["prompt"] if self.keep_prompt or compressor.kind in PLAIN else _first(mask) & self.sink
         scores = []
         for row in range(len(targets)):
             sizes = segment[row][mask[row] & ~kept[row]].bincount(minlength=int(cut[row].sum()) + 1).tolist()
@@ -223,3 +223,8 @@ class CompressedContextMemory(Method):
     def summarize(self, records: Sequence[Record]) -> Summary:
         """Exact match, token accuracy and loss of the last segment, rows of KV, and differences to the arms."""
         return summarize(records, self.seed)
+
+
+def _first(mask: torch.Tensor) -> torch.Tensor:
+    """The first token of each row that is no padding, bool `[B, T]`."""
+    return mask.bool() & (mask.long().cumsum(-1) == 1)
