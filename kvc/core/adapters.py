@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from kvc.core.files import digest_files
 from kvc.errors import UserError
 
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "kvc.json"
 KEY = "backbone.merge_adapter"
 
 
@@ -60,10 +60,14 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         folder: As `adapter_folder` gives it.
 
     Raises:
-        UserError: If the adapter is broken, no LoRA, or does not fit the model.
+        UserError: If the adapter is broken, no LoRA, does not fit the model, or cannot become part of its weights.
     """
     from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
 
+    _refuse_conditional(folder)
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and embeddings.weight is head.weight
     try:
         settings: Any = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if settings.get("peft_type") != "LORA":
@@ -71,12 +75,36 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         config = LoraConfig.from_pretrained(str(folder))
         wrapped = PeftModel(model, config)
         loaded = wrapped.load_adapter(str(folder), "default", use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         reason = " ".join(str(error).split()).split(". ")[0][:200]
         raise UserError(f"{KEY}: {folder} does not fit {type(model).__name__}: {reason}") from error
     foreign = sorted(loaded.unexpected_keys)
     missing = [key for key in loaded.missing_keys if ".lora_" in key]
     if foreign or missing:
         raise UserError(f"{KEY}: {folder} does not fit {type(model).__name__}: {(foreign or missing)[0]} has no match")
-    merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    # Merging one of them would change the other.
+    if tied and any(isinstance(m, LoraLayer) for m in (model.get_input_embeddings(), model.get_output_embeddings())):
+        raise UserError(
+            f"{KEY}: {folder} adapts the embeddings or the LM head of {type(model).__name__}, which share their weights"
+        )
+    try:
+        merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{KEY}: {folder} cannot be merged: {str(error).splitlines()[0][:200]}") from error
     return merged
+
+
+def _refuse_conditional(folder: Path) -> None:
+    """A LoRA that acted on some tokens only would act on all of them as part of the weights."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return
+    try:
+        method = json.loads(path.read_text(encoding="utf-8"))["model"]
+        conditional = method.get("init_args", {}).get("cond_lora", False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{KEY}: {path} cannot be read as the manifest of an export") from error
+    if conditional:
+        raise UserError(
+            f"{KEY}: {folder} is a conditional LoRA, for memory tokens alone: it cannot be part of the weights"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from kvc.core.backbone import Backbone, Lora
 from kvc.errors import UserError
@@ -77,10 +78,50 @@ def test_what_is_no_fitting_adapter_is_refused(tiny_folder: Any, tmp_path: Path)
         config.write_text(json.dumps({**settings, key: value}))
         with pytest.raises(UserError, match=sentence):
             load(tmp_path / "adapter")
-    config.write_text("{")
-    with pytest.raises(UserError, match="does not fit LlamaForCausalLM"):
-        load(tmp_path / "adapter")
+    for broken in ("{", "[]"):
+        config.write_text(broken)
+        with pytest.raises(UserError, match="does not fit LlamaForCausalLM"):
+            load(tmp_path / "adapter")
     config.write_text(json.dumps(settings))
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(b"junk")
     with pytest.raises(UserError, match="does not fit LlamaForCausalLM"):
         load(tmp_path / "adapter")
+
+
+def adapter(tiny_folder: Any, folder: Path, **settings: Any) -> None:
+    """Saves an untrained PEFT LoRA."""
+    model = Backbone(pretrained=str(tiny_folder)).load()
+    get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", **settings)).save_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, "adapts the embeddings or the LM head .* share their weights"),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "adapts the embeddings or the LM head .* share their weights"),
+        ({"target_modules": ["q_proj"], "lora_bias": True}, "cannot be merged: Impossible to merge LoRA"),
+    ],
+)
+def test_what_cannot_be_part_of_the_weights_is_refused(
+    tiny_folder: Any, tmp_path: Path, settings: Any, sentence: str
+) -> None:
+    """The tiny model's embeddings and head are one tensor, and its projections have no bias."""
+    adapter(tiny_folder, tmp_path / "adapter", **settings)
+    with pytest.raises(UserError, match=f"backbone.merge_adapter: .* {sentence}"):
+        Backbone(pretrained=str(tiny_folder), merge_adapter=str(tmp_path / "adapter")).load()
+
+
+def test_an_exported_conditional_lora_is_refused(tiny_folder: Any, tmp_path: Path) -> None:
+    trained(tiny_folder, tmp_path / "adapter")
+    base = Backbone(pretrained=str(tiny_folder), merge_adapter=str(tmp_path / "adapter"))
+    manifest = tmp_path / "adapter" / "kvc.json"
+    for settings in ({"cond_lora": False}, {}):
+        manifest.write_text(json.dumps({"model": {"init_args": settings}}))
+        base.load()
+    manifest.write_text(json.dumps({"model": {"init_args": {"cond_lora": True}}}))
+    with pytest.raises(UserError, match=r"backbone.merge_adapter: .* is a conditional LoRA"):
+        base.load()
+    manifest.write_text("[]")
+    with pytest.raises(UserError, match=r"backbone.merge_adapter: .*kvc.json cannot be read"):
+        base.load()
