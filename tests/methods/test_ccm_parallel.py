@@ -208,6 +208,9 @@ def test_bad_input_is_refused() -> None:
         ids = torch.tensor([[5, *run, 6]])
         with pytest.raises(UserError, match="row 0 has an incomplete run of memory tokens"):
             tiny.compressor().hidden(ids, torch.ones_like(ids))
+    gated = tiny.compressor()
+    with pytest.raises(UserError, match="cond_lora: the adapters of this model were made conditional before"):
+        Compressor(gated.model, gated.tokens, conditional=False)
     flex = tiny.adapted(tiny.plain())
     flex.get_base_model().config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match="attn_implementation: flash_attention_2"):

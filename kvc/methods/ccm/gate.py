@@ -39,7 +39,7 @@ def gate_lora(model: PreTrainedModel) -> None:
     from peft.tuners.lora import LoraLayer
 
     stack = decoder(model)
-    if getattr(stack, _MARK, False):
+    if is_gated(model):
         return
     adapters = {name: module for name, module in stack.named_modules() if isinstance(module, LoraLayer)}
     names = {module: name for name, module in stack.named_modules()}
@@ -58,6 +58,11 @@ def gate_lora(model: PreTrainedModel) -> None:
             f"backbone.lora.targets: a conditional LoRA must lie in a layer, {next(iter(adapters))} does not"
         )
     setattr(stack, _MARK, True)
+
+
+def is_gated(model: PreTrainedModel) -> bool:
+    """Whether the adapters of a model are conditional."""
+    return bool(getattr(decoder(model), _MARK, False))
 
 
 class _Choice:

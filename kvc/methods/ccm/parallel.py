@@ -12,7 +12,7 @@ from kvc.core.attention import TAP, check_standard, kernel_of, open_door
 from kvc.core.backbone import decoder, head_logits
 from kvc.core.masks import Kind, Layout, Visibility, is_merged, visibility
 from kvc.errors import UserError
-from kvc.methods.ccm.gate import GATE, gate_lora
+from kvc.methods.ccm.gate import GATE, gate_lora, is_gated
 from kvc.methods.ccm.merging import Mean, MergeRule, merge_tap
 from kvc.methods.ccm.positions import Positions, position_ids
 from kvc.methods.ccm.tokens import MemoryTokens
@@ -51,6 +51,8 @@ class Compressor:
         check_standard(model, "compressed context memory")
         if conditional:
             gate_lora(model)
+        elif is_gated(model):
+            raise UserError("cond_lora: the adapters of this model were made conditional before, load it anew")
         if is_merged(kind):
             open_door(model)
 
