@@ -127,7 +127,8 @@ def picture(arms: dict[str, dict[str, Value]]) -> Figure:
             continue
         points.sort(key=lambda point: point[0])
         shares, exact = [100 * point[0] for point in points], [point[1] for point in points]
-        bars = np.abs([[v.value - (v.low or 0), (v.high or 1) - v.value] for v in exact]).T
+        ends = [[v.value if end is None else end for end in (v.low, v.high)] for v in exact]
+        bars = np.abs([[v.value - low, high - v.value] for v, (low, high) in zip(exact, ends)]).T
         heights = [v.value for v in exact]
         axis.errorbar(shares, heights, bars, label=f"CCM-{name}", color=color, marker=marker, capsize=3)
         for x, y, (_, _, size) in zip(shares, heights, points):

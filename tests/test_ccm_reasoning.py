@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.ccm_reasoning import main
+from experiments.ccm_reasoning import main, picture
+from kvc.core.results import Value
 
 
 def scores(exact: bool, share: float) -> dict[str, Any]:
@@ -82,3 +83,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         assert main([*given, "--out", str(out)]) == 2
         assert words in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_bars_end_where_the_interval_ends() -> None:
+    """Also at zero, where an arm is never right."""
+    known = {"exact": Value(1.0, 1.0, 1.0, 4), "kv_share": Value(1.0, 1.0, 1.0, 4)}
+    never = {"exact": Value(0.0, 0.0, 0.0, 4), "kv_share": Value(0.1, 0.1, 0.1, 4)}
+    figure = picture({"control": known, "full": known, "no_context": never, "concat n=1": never})
+    (bars,) = figure.axes[0].containers
+    ((low, high),) = bars.lines[2][0].get_segments()
+    assert (low[1], high[1]) == (0.0, 0.0)
