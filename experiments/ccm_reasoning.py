@@ -2,22 +2,21 @@
 
 for seed in 42 43 44; do
     fit="python -m kvc fit --config configs/ccm/tiny.yaml --seed_everything $seed"
-    $fit --name ccm/control-$seed --model.kind full --model.cond_lora false
-    for slots in 1 2 4; do $fit --name ccm/concat$slots-$seed --model.slots $slots; done
+    $fit --name ccm/control-$seed --model.kind full --model.cond_lora false --model.optim.lrs "{}"
+    for slots in 2 4; do $fit --name ccm/concat$slots-$seed --model.slots $slots; done
     $fit --name ccm/merge8-$seed --model.slots 8 --model.kind merge_recur
 done
 python -m experiments.ccm_reasoning runs/ccm/* \
     --out experiments/results/ccm_tiny.json --png experiments/results/ccm_tiny.png
 
 Every arm is measured on the same held-out traces, teacher-forced at their own COMPs: exact match of every token of the
-last segment. `recovered` is (arm - no context) / (control - no context). Intervals resample traces, the same for all
-arms; `spread` is the standard deviation of the exact match between the seeds.
+last segment. `recovered` is (arm - no context) / (control - no context). Scores of a trace are means over seeds, and
+intervals resample traces, the same for all arms; `by_seed` has the exact match of each seed.
 """
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -45,52 +44,58 @@ def label(folder: Path) -> str:
 
 
 def pooled(folders: list[Path]) -> tuple[list[Record], list[Record]]:
-    """One record for each trace with the scores of all arms, and the sources.
+    """One record for each trace, with the scores of all arms by seed, and the sources.
 
     Raises:
-        UserError: If a run is not finished, or some arm was not measured on every trace.
+        UserError: If a run is not finished, or some arm was not measured on every trace with every seed.
     """
-    traces: dict[tuple[str, int], Record] = {}
+    traces: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
     sources = []
     for folder in folders:
         found, source = read_run(folder)
-        name = label(folder)
+        name, seed = label(folder), source["seed"]
         sources.append({"arm": name, **source})
         for record in found:
             arms = traces.setdefault((data_key(source), record["id"]), {})
-            if name in arms:
-                raise UserError(f"{folder}: a second run of '{name}' on the same data")
-            arms[name] = record["arms"][METHOD]
+            if seed in arms.get(name, {}):
+                raise UserError(f"{folder}: a second run of '{name}' with the seed {seed} on the same data")
             for other, scores in record["arms"].items():
-                if other != METHOD:
-                    arms[f"{name}, {other}" if other == UNTRAINED else other] = scores
-    names = list(dict.fromkeys(name for arms in traces.values() for name in arms))
+                own = {METHOD: name, UNTRAINED: f"{name}, {UNTRAINED}"}
+                arms.setdefault(own.get(other, other), {})[seed] = scores
+    wanted = {name: set(seeds) for arms in traces.values() for name, seeds in arms.items()}
     for arms in traces.values():
-        if missing := [name for name in names if name not in arms]:
-            raise UserError(f"'{missing[0]}' was not measured on all traces: give runs of the same seeds for all arms")
-    if CONTROL not in names:
+        for name, seeds in wanted.items():
+            if set(arms.get(name, {})) != seeds or seeds != wanted[FULL]:
+                raise UserError(f"'{name}' was not measured on all traces: give runs of the same seeds for all arms")
+    if CONTROL not in wanted:
         raise UserError("no run of the control (--model.kind full --model.cond_lora false) among them")
     first = [CONTROL, FULL, NOTHING]
-    order = [*first, *sorted(set(names) - set(first))]
+    order = [*first, *sorted(set(wanted) - set(first))]
     return [
-        {"group": group, "arms": {name: arms[name] for name in order}} for (group, _), arms in traces.items()
+        {name: [arms[name][seed] for seed in sorted(arms[name])] for name in order} for arms in traces.values()
     ], sources
 
 
-def recovered(records: list[Record], name: str) -> Value:
+def averaged(records: list[Record]) -> list[Record]:
+    """Scores of each trace, the mean over seeds: traces are what intervals resample."""
+    return [
+        {name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0]} for name, seeds in arms.items()}
+        for arms in records
+    ]
+
+
+def recovered(traces: list[Record], name: str) -> Value:
     """Share of the gap between the control and no context."""
-    exact = {arm: np.array([float(r["arms"][arm]["exact"]) for r in records]) for arm in (CONTROL, NOTHING, name)}
+    exact = {arm: np.array([trace[arm]["exact"] for trace in traces]) for arm in (CONTROL, NOTHING, name)}
     gap, ours = exact[CONTROL] - exact[NOTHING], exact[name] - exact[NOTHING]
-    weights = bootstrap_weights(len(records), DEFAULT_SEED)
-    return interval(ours.mean() / gap.mean(), (weights @ ours) / (weights @ gap), len(records))
+    weights = bootstrap_weights(len(traces), DEFAULT_SEED)
+    return interval(ours.mean() / gap.mean(), (weights @ ours) / (weights @ gap), len(traces))
 
 
-def spread(records: list[Record], name: str) -> float:
-    """Standard deviation of the exact match between seeds."""
-    groups: dict[str, list[float]] = {}
-    for record in records:
-        groups.setdefault(record["group"], []).append(float(record["arms"][name]["exact"]))
-    return float(np.std([np.mean(group) for group in groups.values()], ddof=1)) if len(groups) > 1 else 0.0
+def by_seed(records: list[Record], name: str) -> list[float]:
+    """Exact match of each seed."""
+    hits = np.array([[float(one["exact"]) for one in arms[name]] for arms in records])
+    return [float(value) for value in hits.mean(0)]
 
 
 def cell(value: Value, digits: int = 3) -> str:
@@ -100,16 +105,17 @@ def cell(value: Value, digits: int = 3) -> str:
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
-def table(arms: dict[str, dict[str, Value]], extra: dict[str, dict[str, Any]]) -> str:
+def table(arms: dict[str, dict[str, Value]], shares: dict[str, Value], seeds: dict[str, list[float]]) -> str:
     """The figures in Markdown."""
     lines = [
-        "| arm | exact | recovered | between seeds | right tokens | loss a token | peak rows | KV |",
+        "| arm | exact | by seed | recovered | right tokens | loss a token | peak rows | KV |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, values in arms.items():
         rest = " | ".join(f"{values[column].value:.{digits}f}" for column, digits in COLUMNS.items())
-        share = cell(extra[name]["recovered"], 2) if name not in {CONTROL, NOTHING} else ""
-        lines.append(f"| {name} | {cell(values['exact'])} | {share} | {extra[name]['spread']:.3f} | {rest} |")
+        share = cell(shares[name], 2) if name not in {CONTROL, NOTHING} else ""
+        each = " ".join(f"{value:.3f}" for value in seeds[name])
+        lines.append(f"| {name} | {cell(values['exact'])} | {each} | {share} | {rest} |")
     return "\n".join(lines)
 
 
@@ -160,21 +166,24 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    traces = averaged(records)
     # The control takes the method's place, so that every arm is compared with it on the same traces.
     compared = [
-        {"arms": {METHOD: r["arms"][CONTROL], **{k: v for k, v in r["arms"].items() if k != CONTROL}}} for r in records
+        {"arms": {METHOD: trace[CONTROL], **{name: trace[name] for name in trace if name != CONTROL}}}
+        for trace in traces
     ]
     summary: Summary = summarize(compared, DEFAULT_SEED)
     arms = {CONTROL: summary.metrics, **summary.arms}
-    extra = {name: {"recovered": recovered(records, name), "spread": spread(records, name)} for name in arms}
-    print(table(arms, extra))
+    shares = {name: recovered(traces, name) for name in arms}
+    seeds = {name: by_seed(records, name) for name in arms}
+    print(table(arms, shares, seeds))
     result = {
         "n": len(records),
         "arms": {
             name: {
                 **{key: value.as_dict() for key, value in values.items()},
-                "recovered": extra[name]["recovered"].as_dict(),
-                "spread_between_seeds": extra[name]["spread"],
+                "recovered": shares[name].as_dict(),
+                "by_seed": seeds[name],
             }
             for name, values in arms.items()
         },

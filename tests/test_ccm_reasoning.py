@@ -29,7 +29,7 @@ def run(folder: Path, seed: int, kind: str, hits: int, **model: Any) -> str:
     """Ten traces, of which the arm gets `hits` right; the full context all, no context one."""
     (folder / "eval" / "test").mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"kind": kind, "slots": 4, **model}}}))
-    (folder / "result.json").write_text(json.dumps({"seed": seed, "data": {"hash": f"data of seed {seed}"}}))
+    (folder / "result.json").write_text(json.dumps({"seed": seed, "data": {"hash": "one"}}))
     records = [
         {
             "id": number,
@@ -53,16 +53,16 @@ def both_seeds(folder: Path) -> list[str]:
     ]
 
 
-def test_arms_are_pooled_over_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trace_counts_once_whatever_the_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, png = tmp_path / "out.json", tmp_path / "out.png"
     assert main([*both_seeds(tmp_path), "--out", str(out), "--png", str(png)]) == 0
     result = json.loads(out.read_text())
-    assert result["n"] == 20
+    assert result["n"] == 10
     ours = result["arms"]["concat n=4"]
     assert ours["exact"]["value"] == pytest.approx(0.6)
     assert ours["recovered"]["value"] == pytest.approx((12 - 2) / (18 - 2))
     assert ours["recovered"]["low"] < 0.6 < ours["recovered"]["high"]
-    assert ours["spread_between_seeds"] == pytest.approx(0.02**0.5)
+    assert ours["by_seed"] == [0.7, 0.5]
     assert ours["kv_share"]["value"] == pytest.approx(0.1)
     assert result["control_minus_arm"]["exact"]["concat n=4"]["value"] == pytest.approx(0.3)
     assert list(result["arms"]) == ["control", "full", "no_context", "concat n=4"]
@@ -76,7 +76,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     twice = run(tmp_path / "again", 2, "concat_recur", 5)
     for words, given in (
         ("'concat n=4' was not measured on all traces", runs[:3]),
-        ("a second run of 'concat n=4' on the same data", [*runs, twice]),
+        ("a second run of 'concat n=4' with the seed 2", [*runs, twice]),
         ("no run of the control", runs[1::2]),
         ("not finished", [*runs, str(tmp_path)]),
     ):
