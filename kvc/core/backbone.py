@@ -130,7 +130,12 @@ class Backbone:
         attention: Any = {"attn_implementation": self.attn_implementation}
         if self.from_config:
             dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-            model = AutoModelForCausalLM.from_config(self.load_config(), dtype=dtype, **attention)
+            config = self.load_config()
+            try:
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
+            except (ValueError, ImportError) as error:
+                reason = _first_sentence(str(error))
+                raise UserError(f"backbone.from_config: cannot build '{self.pretrained}': {reason}") from error
         else:
             model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, weights_only=True, **attention)
         if self.merge_adapter is not None:

@@ -216,5 +216,10 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UserError, match="attn_implementation: flash_attention_2"):
         logits(Compressor(flex, MemoryTokens(flex.get_input_embeddings(), 2)), tiny.contexts([1]))
     narrow = tiny.adapted(tiny.plain("mistral", sliding_window=4))
-    with pytest.raises(UserError, match="sliding window of the base model"):
+    with pytest.raises(UserError, match=r"sliding window of the base model \(4\)"):
         logits(Compressor(narrow, MemoryTokens(narrow.get_input_embeddings(), 2)), tiny.contexts([2]))
+    chunked = tiny.compressor()
+    chunked.model.config.update({"layer_types": ["full_attention", "chunked_attention"], "attention_chunk_size": 4})
+    with pytest.raises(UserError, match=r"sliding window of the base model \(4\)"):
+        chunked.check_window(5)
+    chunked.check_window(4)

@@ -125,9 +125,10 @@ class Compressor:
             UserError: If a layer of the model looks back less far.
         """
         config: Any = self.model.config.get_text_config(decoder=True)
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-        if window is not None and "sliding_attention" in kinds and length > window:
+        reach = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"]) & reach.keys()
+        window = min((getattr(config, reach[kind], None) or length for kind in kinds), default=length)
+        if length > window:
             raise UserError(
                 f"a sequence of {length} tokens is longer than the sliding window of the base model ({window}), "
                 "beyond which nothing is remembered: use shorter sequences or another model"
