@@ -27,6 +27,7 @@ from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value, bootstrap_weights, interval
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
+from kvc.methods.ccm.module import ISOLATED
 from kvc.methods.ccm.scoring import METHOD, UNTRAINED, summarize
 
 CONTROL, FULL, NOTHING = "control", "full", "no_context"
@@ -40,6 +41,8 @@ def label(folder: Path) -> str:
     if kind in {FULL, NOTHING}:
         return CONTROL if kind == FULL else f"{kind}, tuned"
     name = f"{kind.removesuffix('_recur')} n={slots}"
+    if kind in ISOLATED:
+        name = f"isolated {name}"
     return f"{name}, distilled" if model.get("distillation") else name
 
 
@@ -88,6 +91,8 @@ def recovered(traces: list[Record], name: str) -> Value:
     """Share of the gap between the control and no context."""
     exact = {arm: np.array([trace[arm]["exact"] for trace in traces]) for arm in (CONTROL, NOTHING, name)}
     gap, ours = exact[CONTROL] - exact[NOTHING], exact[name] - exact[NOTHING]
+    if gap.mean() <= 0:
+        raise UserError("the control is no better than no context: there is nothing to recover")
     weights = bootstrap_weights(len(traces), DEFAULT_SEED)
     return interval(ours.mean() / gap.mean(), (weights @ ours) / (weights @ gap), len(traces))
 
@@ -125,9 +130,9 @@ def picture(arms: dict[str, dict[str, Value]]) -> Figure:
     axis = figure.subplots()
     for name, marker, color in (("concat", "o", "C0"), ("merge", "s", "C1")):
         points = [
-            (values["kv_share"].value, values["exact"], arm.split(", ")[0].split()[1])
+            (values["kv_share"].value, values["exact"], arm.split()[1])
             for arm, values in arms.items()
-            if arm.startswith(name) and UNTRAINED not in arm
+            if arm.startswith(name) and "," not in arm
         ]
         if not points:
             continue

@@ -1,20 +1,23 @@
 """The one attention function of the project: transformers' own, with a door for what methods add.
 
-A model whose attention is `kvc_sdpa` or `kvc_eager` computes what `sdpa` or `eager` computes. An object given to its
-forward as `kvc_tap` is called in every attention module: it may exchange keys, values and mask before the product
-(merged memory), and it sees queries after RoPE and keys before they are repeated (observation windows, attention mass).
+A model whose attention is `kvc_sdpa`, `kvc_eager` or `kvc_flex_attention` computes what that kernel computes. An object
+given to its forward as `kvc_tap` is called in every attention module: it may exchange keys, values and mask before the
+product (merged memory), and it sees queries after RoPE and keys before they are repeated (observation windows, sums of
+attention).
 
 Shapes: B batch, Hq query heads, Hk KV heads, T new tokens, N keys, D head dimension.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
 from kvc.errors import UserError
 
@@ -29,14 +32,15 @@ class Product(NamedTuple):
         query: `[B, Hq, T, D]`, after RoPE.
         key: `[B, Hk, N, D]`.
         value: `[B, Hk, N, D]`.
-        mask: bool (true is visible) or additive `[B, 1 or Hq, T, N]`; None for causal, all visible where T is 1.
+        mask: bool (true is visible) or additive `[B, 1 or Hq, T, N]`; None for causal, all visible where T is 1. With
+            FlexAttention a block mask.
         scaling: Factor of the logits.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    mask: torch.Tensor | None
+    mask: Any
     scaling: float
 
 
@@ -70,21 +74,24 @@ def check_standard(model: Any, who: str) -> None:
         )
 
 
-def open_door(model: PreTrainedModel) -> None:
+def open_door(model: PreTrainedModel, kernels: Sequence[str] = ("sdpa", "eager")) -> None:
     """Switch a model to the attention function with the door; numbers stay as they are.
 
+    Args:
+        model: A causal LM.
+        kernels: Those of whose masks the taps to come can make sense.
+
     Raises:
-        UserError: If its attention kernel is one that shows nobody queries or weights.
+        UserError: If its attention kernel is another one.
     """
     attention = str(model.config._attn_implementation)
-    if attention.startswith(PREFIX):
-        return
-    if attention not in ("sdpa", "eager"):
+    if kernel_of(attention) not in kernels:
         raise UserError(
-            f"attn_implementation: nobody can see the queries of '{attention}' attention, which this policy or method "
-            "needs: use sdpa or eager"
+            f"attn_implementation: nobody can see the queries of '{kernel_of(attention)}' attention, which this policy "
+            f"or method needs: use {' or '.join(kernels)}"
         )
-    model.set_attn_implementation(PREFIX + attention)
+    if not attention.startswith(PREFIX):
+        model.set_attn_implementation(PREFIX + attention)
 
 
 def _through(
@@ -159,8 +166,27 @@ def _eager(
     return output
 
 
+def _flex(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    kvc_tap: Tap | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    inputs: Any = _through(module, query, key, value, attention_mask, scaling, kvc_tap)
+    output: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
+        module, *inputs, scaling=scaling, **kwargs
+    )
+    return output
+
+
 AttentionInterface.register("kvc_sdpa", _sdpa)
 AttentionInterface.register("kvc_eager", _eager)
 # Without a mask function of the same name, transformers drops the 2-D padding mask silently.
 AttentionMaskInterface.register("kvc_sdpa", sdpa_mask)
 AttentionMaskInterface.register("kvc_eager", eager_mask)
+AttentionInterface.register("kvc_flex_attention", _flex)
+AttentionMaskInterface.register("kvc_flex_attention", flex_attention_mask)

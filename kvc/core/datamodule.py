@@ -107,11 +107,23 @@ class KvcDataModule(LightningDataModule):
         rows = len(self.dataset(split))
         if 0 < rows < world:
             raise UserError(f"trainer.devices: the {split} split has {rows} rows, fewer than the {world} ranks")
-        sampler = DealtSampler(rows, self.seed, train and self.shuffle, train, world, rank)
+        sampler = DealtSampler(
+            rows, self.seed, train and self.shuffle, self._group(rows, world) if train else 1, world, rank
+        )
         if train and trainer is not None:
             # A resumed run draws its first batch before Lightning calls set_epoch.
             sampler.set_epoch(trainer.current_epoch)
         return sampler
+
+    def _group(self, rows: int, world: int) -> int:
+        """Training rows of which an epoch uses a multiple.
+
+        An optimiser step weighs alike however many batches it accumulates, so the few that an epoch would leave over
+        are left out; the next epoch shuffles anew.
+        """
+        accumulated = 1 if self.trainer is None else self.trainer.accumulate_grad_batches
+        step = world if accumulated == 1 else world * accumulated * (self.batch_size or 1)
+        return step if rows >= step else world
 
     def _loader(self, split: Split) -> StatefulDataLoader:
         return StatefulDataLoader(
@@ -151,13 +163,15 @@ class DealtSampler(Sampler[tuple[int, int]]):
         size: Number of rows.
         seed: Seed of the order.
         shuffle: Draw a permutation from (seed, epoch); else keep the order.
-        even: Drop the last `size % world` rows of an epoch, so that no rank waits for another; training needs it.
+        multiple: Use so many rows of an epoch's order that this number divides them; training needs one of `world`,
+            so that no rank waits for another.
         world: Number of ranks.
         rank: This rank.
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool, even: bool, world: int = 1, rank: int = 0) -> None:
-        self.size, self.seed, self.shuffle, self.even, self.world, self.rank = size, seed, shuffle, even, world, rank
+    def __init__(self, size: int, seed: int, shuffle: bool, multiple: int = 1, world: int = 1, rank: int = 0) -> None:
+        self.size, self.seed, self.shuffle, self.world, self.rank = size, seed, shuffle, world, rank
+        self.used = size - size % multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -165,13 +179,11 @@ class DealtSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        used = self.size - self.size % self.world if self.even else self.size
-        return len(range(self.rank, used, self.world))
+        return len(range(self.rank, self.used, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order: Sequence[int] = range(self.size)
         if self.shuffle:
             order = torch.randperm(self.size, generator=seeds.generator(self.seed, self.epoch)).tolist()
-        used = self.size - self.size % self.world if self.even else self.size
-        for position in range(self.rank, used, self.world):
+        for position in range(self.rank, self.used, self.world):
             yield self.epoch, order[position]

@@ -42,8 +42,9 @@ class _Sequences:
         item = self.data.labelled[self.ids[key[1]]]
         prompt, solution = len(item.prompt_ids), torch.tensor([*item.ids, self.data.tokenizer.eos_token_id])
         ids = torch.cat([torch.tensor(item.prompt_ids), solution])
+        cut = torch.zeros(len(ids), dtype=torch.bool)
         # A segment that ends with the solution has nothing after it to remember it for.
-        cut = torch.tensor([0] * prompt + item.labels[:-1] + [0, 0]).bool()
+        cut[prompt : len(ids) - 2] = torch.tensor(item.labels[:-1], dtype=torch.bool)
         return {
             "id": torch.tensor(item.id),
             "input_ids": ids,

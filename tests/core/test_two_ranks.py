@@ -136,19 +136,30 @@ def test_ranks_draw_different_dropout(tiny_folder: Path, tmp_path: Path) -> None
     assert not torch.equal(first["rng"]["torch"], second["rng"]["torch"])
 
 
-@pytest.mark.parametrize("even", [True, False])
-def test_rows_are_dealt_out_in_the_order_of_one_process(even: bool) -> None:
-    ranks = [list(DealtSampler(11, 5, True, even, 3, rank)) for rank in range(3)]
-    alone = [*DealtSampler(11, 5, True, even)]
+@pytest.mark.parametrize("multiple", [3, 1])
+def test_rows_are_dealt_out_in_the_order_of_one_process(multiple: int) -> None:
+    ranks = [list(DealtSampler(11, 5, True, multiple, 3, rank)) for rank in range(3)]
+    alone = [*DealtSampler(11, 5, True)]
     dealt = [row for step in zip(*ranks) for row in step]
     assert dealt == alone[: len(dealt)]
-    assert sorted(row for rank in ranks for row in rank) == sorted(alone[:9] if even else alone)
-    assert [len(DealtSampler(11, 5, True, even, 3, rank)) for rank in range(3)] == [len(rank) for rank in ranks]
+    assert sorted(row for rank in ranks for row in rank) == sorted(alone[:9] if multiple == 3 else alone)
+    assert [len(DealtSampler(11, 5, True, multiple, 3, rank)) for rank in range(3)] == [len(rank) for rank in ranks]
+
+
+@pytest.mark.parametrize(("rows", "batches"), [(27, 6), (24, 6), (7, 2)])
+def test_accumulated_steps_are_whole(rows: int, batches: int, tiny_folder: Path, tmp_path: Path) -> None:
+    """Steps of 2 x 4 rows: the three that are left over would weigh as much as eight; fewer than eight are all used."""
+    config = config_of("lora", tiny_folder, 4, max_epochs=1, accumulate_grad_batches=2)
+    config["data"]["init_args"]["rows"] = rows
+    assert cases.fit(config, tmp_path / "run") == 0
+    saved = cases.checkpoint(tmp_path / "run")
+    assert saved["global_step"] == batches // 2
+    assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == batches
 
 
 def test_order_changes_with_the_epoch_and_the_seed() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = DealtSampler(50, seed, True, True)
+        sampler = DealtSampler(50, seed, True)
         sampler.set_epoch(epoch)
         return [index for _, index in sampler]
 

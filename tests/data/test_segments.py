@@ -54,6 +54,19 @@ def test_a_marker_at_the_end_cuts_nothing(tmp_path: Path, data: SegmentedTraces)
     assert made.tokenizer.decode(item["input_ids"][: end + 1]).endswith("1 + 1 = 2")
 
 
+def test_an_empty_solution_cuts_nothing(tmp_path: Path, data: SegmentedTraces) -> None:
+    row = {"question": "q", "reasoning_with_compression": "<COMP>", "answer": "2"}
+    other = {"question": "p", "reasoning_with_compression": "1 + 1 = 2 <COMP>\n#### 2", "answer": "2"}
+    path = tmp_path / "traces.json"
+    path.write_text(json.dumps([row, other]))
+    made = SegmentedTraces(str(path), split=(1.0, 0.0, 0.0), only_valid=False)
+    made.trainer = data.trainer
+    made.setup("fit")
+    for index in range(2):
+        item = made.dataset("train")[0, index]
+        assert len(item["cut"]) == len(item["input_ids"])
+
+
 def test_batches_are_padded_on_the_right(data: SegmentedTraces) -> None:
     rows = data.dataset("train")
     items: list[Any] = [rows[0, index] for index in range(4)]

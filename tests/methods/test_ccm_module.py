@@ -100,10 +100,12 @@ def test_the_loss_is_that_of_reading_step_by_step(tiny_folder: Any, kind: Any, k
 @torch.no_grad()
 def test_a_padded_batch_gives_what_its_rows_give(tiny_folder: Any, kind: Any) -> None:
     made = method(tiny_folder, kind=kind, cond_lora=kind not in {"full", "no_context"}).eval()
-    together = made.step(batch([0, 1], width=17))
+    padded = batch([0, 1], width=17)
+    padded["cut"][~padded["attention_mask"].bool()] = True
+    together = made.step(padded)
     alone = [made.step(batch([row], width=12 if row == 0 else 8)) for row in (0, 1)]
     assert float(together.loss_sum) == pytest.approx(sum(float(output.loss_sum) for output in alone), rel=1e-5)
-    both = made.records(batch([0, 1], width=17))
+    both = made.records(padded)
     for row, record in enumerate(both):
         (one,) = made.records(batch([row]))
         assert record["id"] == one["id"]

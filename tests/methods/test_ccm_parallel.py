@@ -41,6 +41,15 @@ def test_padding_side_and_kernel_do_not_matter(kind: Kind) -> None:
             torch.testing.assert_close(other, row, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["concat_recur", "merge_recur"])
+@torch.no_grad()
+def test_block_masks_give_the_same(kind: Kind) -> None:
+    rows = tiny.contexts([3, 1, 0, 4])
+    blocks = logits(tiny.compressor(kind=kind, attention="flex_attention"), rows)
+    for row, other in zip(logits(tiny.compressor(kind=kind), rows), blocks, strict=True):
+        torch.testing.assert_close(other, row, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_with_checkpointing(kind: Kind) -> None:
     rows = tiny.contexts([3, 1, 2])

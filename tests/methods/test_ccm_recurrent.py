@@ -162,6 +162,11 @@ def test_kinds_without_a_recurrent_form_are_refused() -> None:
 
 
 @torch.no_grad()
+def test_kernels_of_the_parallel_form_alone_are_refused() -> None:
+    with pytest.raises(UserError, match="attn_implementation: flex_attention is for the parallel form"):
+        CompressedMemory(tiny.compressor(kind="concat_recur", attention="flex_attention"))
+
+
 def test_a_prompt_comes_first() -> None:
     memory = stepwise(tiny.compressor(), tiny.contexts([1]))
     with pytest.raises(ValueError, match="before the first chunk"):

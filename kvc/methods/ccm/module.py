@@ -163,7 +163,7 @@ class CompressedContextMemory(Method):
         chosen = batch["labels"][:, 1:] != -100
         if not last:
             return chosen
-        cut = batch["cut"].long()
+        cut = (batch["cut"] & batch["attention_mask"].bool()).long()
         ended = cut.cumsum(-1)
         before = ended - cut if self.kind in ISOLATED else ended
         return chosen & (before[:, :-1] == ended[:, -1:])
@@ -201,7 +201,8 @@ class CompressedContextMemory(Method):
     def _scores(self, compressor: Compressor, batch: Batch, adapters: AbstractContextManager[Any]) -> list[Record]:
         with adapters:
             hidden = self._read(compressor, batch)[:, :-1]
-        mask, cut = batch["attention_mask"].bool(), batch["cut"]
+        mask = batch["attention_mask"].bool()
+        cut = batch["cut"] & mask
         targets = batch["labels"][:, 1:]
         segment = cut.long().cumsum(-1) - cut.long()
         graded = self._targets(batch, last=True)

@@ -54,7 +54,7 @@ class Compressor:
         elif is_gated(model):
             raise UserError("cond_lora: the adapters of this model were made conditional before, load it anew")
         if is_merged(kind):
-            open_door(model)
+            open_door(model, ("sdpa", "eager", "flex_attention"))
 
     def layout(
         self,

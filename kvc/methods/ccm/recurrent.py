@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from kvc.cache.accounting import storage_bytes
 from kvc.cache.memory import KVMemory
+from kvc.core.attention import kernel_of
 from kvc.core.backbone import decoder
 from kvc.core.masks import Kind, Layout, is_merged
 from kvc.errors import UserError
@@ -44,12 +45,18 @@ class CompressedMemory:
         peak: Most rows that a layer ever held, memory, chunk and memory tokens, int64 `[B]`.
 
     Raises:
-        UserError: If the kind cannot compress chunk by chunk.
+        UserError: If the kind cannot compress chunk by chunk, or the attention kernel does not suit it.
     """
 
     def __init__(self, compressor: Compressor) -> None:
         if compressor.kind not in KINDS:
             raise UserError(f"kind: '{compressor.kind}' cannot compress chunk by chunk, only {', '.join(KINDS)} can")
+        attention = kernel_of(str(compressor.model.config._attn_implementation))
+        if attention not in ("sdpa", "eager"):
+            raise UserError(
+                f"attn_implementation: {attention} is for the parallel form, chunks are read with sdpa or eager: "
+                "call model.set_attn_implementation('sdpa') first"
+            )
         self.compressor = compressor
         self.memory = KVMemory(compressor.model)
         self.steps = torch.zeros(1, dtype=torch.int64, device=compressor.model.device)
