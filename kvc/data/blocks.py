@@ -1,7 +1,8 @@
 """Blocks of tokens of one length: cut from a stream of texts, or rows that are tokenised already."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Protocol
 
 import torch
@@ -105,3 +106,22 @@ class Part:
 
     def __getitem__(self, index: int) -> Block:
         return self.blocks[self.places[index]]
+
+
+class Joined:
+    """Blocks of several sources, one source after the other.
+
+    Args:
+        parts: Of each source.
+    """
+
+    def __init__(self, parts: Sequence[Blocks]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Block:
+        which = bisect_right(self.ends, index)
+        return self.parts[which][index - (self.ends[which] - len(self.parts[which]))]

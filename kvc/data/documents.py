@@ -1,6 +1,6 @@
 """Long documents in blocks of one length, for methods that read a text segment by segment."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
-from kvc.data.blocks import PAD_LABEL, Block, PackedTexts, Part, TokenRows
+from kvc.data.blocks import PAD_LABEL, Block, Joined, PackedTexts, Part, TokenRows
 from kvc.data.corpus import Corpus, load_corpus
 from kvc.data.synthetic.blocks import DocumentBlocks
 from kvc.errors import UserError
@@ -31,12 +31,12 @@ class Documents(KvcDataModule):
 
     Args:
         path: `synthetic:documents`, a text or JSONL file, a folder of them, a folder saved by `datasets`, or
-            `hub:owner/name[:config]`; with a column `input_ids` it is taken as it is.
+            `hub:owner/name[:config]`; with a column `input_ids` it is taken as it is. Several of them are joined.
         block_size: Tokens of a block.
         text_key: Key or column of the text.
         separate: Put the EOS token between documents.
         split: Shares of blocks for train, val and test, where the source has none of its own.
-        limits: Use at most so many blocks of train, val and test; 0 uses all.
+        limits: Use at most so many blocks of train, val and test of each source; 0 uses all.
         counts: Numbers of synthetic documents for train, val and test.
         closing: Tokens, at least, of the last section of a synthetic document, which reminds of early facts; null: a
             quarter of the block.
@@ -51,7 +51,7 @@ class Documents(KvcDataModule):
 
     def __init__(
         self,
-        path: str = SYNTHETIC,
+        path: str | list[str] = SYNTHETIC,
         block_size: int = 512,
         text_key: str = "text",
         separate: bool = False,
@@ -75,12 +75,17 @@ class Documents(KvcDataModule):
                 raise UserError(f"data.{name} must not be negative, got {list(numbers)}")
         if closing is not None and not 0 <= closing < block_size:
             raise UserError(f"data.closing must be smaller than data.block_size ({block_size}), got {closing}")
-        self.path, self.block_size, self.text_key, self.separate = path, block_size, text_key, separate
+        self.paths = [path] if isinstance(path, str) else list(path)
+        if not self.paths or (SYNTHETIC in self.paths and len(self.paths) > 1):
+            raise UserError(f"data.path: name sources of documents, or {SYNTHETIC} alone, got {self.paths}")
+        self.synthetic = self.paths == [SYNTHETIC]
+        self.path = ", ".join(self.paths)
+        self.block_size, self.text_key, self.separate = block_size, text_key, separate
         self.split, self.data_seed, self.counts = split, data_seed, counts
         self.limits = dict(zip(SPLITS, limits))
         self.closing = block_size // 4 if closing is None else closing
-        self._corpus: Corpus | None = None
-        self._parts: dict[Split, Sequence[Any]] | None = None
+        self._corpora: list[Corpus] | None = None
+        self._parts: dict[Split, Any] | None = None
 
     # ------------------------------------------------------------------ reading
 
@@ -89,24 +94,33 @@ class Documents(KvcDataModule):
         if self._parts is not None:
             return
         module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        self._parts = self._synthetic(module.tokenizer) if self.path == SYNTHETIC else self._read(module.tokenizer)
+        if self.synthetic:
+            self._parts = self._generated(module.tokenizer)
+        else:
+            read = [self._read(module.tokenizer, path, source) for path, source in zip(self.paths, self.corpora)]
+            self._parts = {split: Joined([parts[split] for parts in read]) for split in SPLITS}
+        for split in SPLITS:
+            if self.has_split(split) and not len(self._parts[split]):
+                raise UserError(
+                    f"data.block_size: {self.path} is too short for a {split} block of {self.block_size} tokens"
+                )
         if stage == "fit" and not len(self._parts["train"]):
-            raise UserError(f"data.path: {self.path} leaves no training block of {self.block_size} tokens")
+            raise UserError(f"data.path: {self.path} has nothing to train on")
         size = len(module.tokenizer)
-        for part in self._parts.values():
-            if len(part) and (largest := int(part[0]["input_ids"].max())) >= size:
+        first = [part[0]["input_ids"].max() for part in self._parts.values() if len(part)]
+        for largest in map(int, first):
+            if largest >= size:
                 raise UserError(
                     f"data.path: {self.path} holds the token {largest}, the base model's tokenizer has {size}: it was "
                     "made with another tokenizer"
                 )
 
-    def _synthetic(self, tokenizer: Any) -> dict[Split, Any]:
+    def _generated(self, tokenizer: Any) -> dict[Split, Any]:
         counts = {split: min(n, self.limits[split] or n) for split, n in zip(SPLITS, self.counts)}
         settings = (self.block_size, self.closing, self.data_seed)
         return {split: DocumentBlocks(tokenizer, split, counts[split], *settings) for split in SPLITS}
 
-    def _read(self, tokenizer: Any) -> dict[Split, Any]:
-        source = self.corpus
+    def _read(self, tokenizer: Any, path: str, source: Corpus) -> dict[Split, Any]:
         lacking = [split for split in SPLITS if split not in source.parts]
         parts: dict[Split, Any] = {split: [] for split in SPLITS}
         for split, documents in source.parts.items():
@@ -115,42 +129,44 @@ class Documents(KvcDataModule):
             limit = sum(limits) if all(limits) else 0
             blocks: TokenRows | PackedTexts
             if source.tokenised:
-                blocks = TokenRows(documents, self.block_size, f"{self.path} {split}", limit)
+                blocks = TokenRows(documents, self.block_size, f"{path} {split}", limit)
             else:
                 blocks = PackedTexts(tokenizer, documents, self.block_size, limit, self.separate)
             end = len(blocks)
             for taker in reversed(takers[1:]):
-                size = round(len(blocks) * self.split[SPLITS.index(taker)])
+                share = self.split[SPLITS.index(taker)]
+                size = max(round(len(blocks) * share), int(share > 0 and end > 1))
                 size = min(size, self.limits[taker] or size)
                 parts[taker], end = Part(blocks, range(end - size, end)), end - size
             parts[split] = Part(blocks, range(min(end, self.limits[split] or end)))
-        if not any(len(part) for part in parts.values()):
-            raise UserError(f"data.block_size: {self.path} is shorter than one block of {self.block_size} tokens")
         return parts
 
     @property
-    def corpus(self) -> Corpus:
-        """The source, opened once."""
-        if self._corpus is None:
-            self._corpus = load_corpus(self.path, self.text_key)
-        return self._corpus
+    def corpora(self) -> list[Corpus]:
+        """The sources, opened once."""
+        if self._corpora is None:
+            self._corpora = [load_corpus(path, self.text_key) for path in self.paths]
+        return self._corpora
 
     def has_split(self, split: Split) -> bool:
-        """Whether the split holds at least one block."""
-        return len(self.parts[split]) > 0
+        """Whether the split has documents, known before anything is tokenised; `setup` refuses one without a block."""
+        if self.synthetic:
+            return self.counts[SPLITS.index(split)] > 0
+        own = [set(corpus.parts) for corpus in self.corpora]
+        return any(split in parts or ("train" in parts and self.split[SPLITS.index(split)]) for parts in own)
 
     @property
-    def parts(self) -> dict[Split, Sequence[Any]]:
+    def parts(self) -> dict[Split, Any]:
         """Blocks of each split; there after `setup`."""
         assert self._parts is not None, "setup comes first"
         return self._parts
 
     def data_hash(self) -> str:
         """Name of the documents and of how they are cut."""
-        if self.path == SYNTHETIC:
+        if self.synthetic:
             source: list[Any] = [GENERATOR_VERSION, self.data_seed, self.counts, self.closing]
         else:
-            source = [self.corpus.hash, self.text_key, self.separate, self.split]
+            source = [[corpus.hash for corpus in self.corpora], self.text_key, self.separate, self.split]
         return digest([*source, self.block_size, self.limits])
 
     def describe(self) -> dict[str, Any]:
@@ -187,7 +203,7 @@ class Documents(KvcDataModule):
 
 
 class _Rows:
-    def __init__(self, part: Sequence[Any]) -> None:
+    def __init__(self, part: Any) -> None:
         self.part = part
 
     def __len__(self) -> int:

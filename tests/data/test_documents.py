@@ -79,6 +79,17 @@ def test_documents_may_be_separated_and_limited(tmp_path: Path) -> None:
     assert [len(data.parts[split]) for split in SPLITS] == [4, 1, 2]
 
 
+def test_several_sources_are_joined(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.txt").write_text(f"The home of {'Emma' if name == 'one' else 'Karl'} is in Rome. " * 30)
+    paths = [str(tmp_path / "one.txt"), str(tmp_path / "two.txt")]
+    both = made(path=paths, block_size=8)
+    alone = [made(path=path, block_size=8) for path in paths]
+    for split in SPLITS:
+        assert blocks(both, split) == [block for data in alone for block in blocks(data, split)]
+        assert len(blocks(both, split)) >= 6
+
+
 def rows(count: int, size: int = 12) -> dict[str, list[list[int]]]:
     ids = [[3 + (number + place) % 1000 for place in range(size)] for number in range(count)]
     return {"input_ids": ids, "attention_mask": [[1] * size] * count, "labels": ids}
@@ -155,7 +166,7 @@ def test_batches_of_an_epoch_hold_every_block_once() -> None:
     ("settings", "message"),
     [
         ({"path": "missing.txt"}, "there is no file or folder missing.txt"),
-        ({"path": "short.txt", "block_size": 100}, "short.txt is shorter than one block of 100 tokens"),
+        ({"path": "short.txt", "block_size": 100}, "short.txt is too short for a train block of 100 tokens"),
         ({"path": "empty.txt"}, "empty.txt: is empty"),
         ({"path": "latin.txt"}, "latin.txt: is not UTF-8"),
         ({"path": "keys.jsonl"}, r"keys.jsonl line 1: neither 'text' \(text\) nor 'input_ids'"),
@@ -164,6 +175,7 @@ def test_batches_of_an_epoch_hold_every_block_once() -> None:
         ({"path": "ragged.jsonl", "block_size": 2, "split": (1, 0, 0)}, "row 0: input_ids, attention_mask and labels"),
         ({"path": "bare"}, "the folder bare holds no"),
         ({"path": "hub:nobody/nothing"}, "hub:nobody/nothing cannot be loaded"),
+        ({"path": ["synthetic:documents", "short.txt"]}, "or synthetic:documents alone"),
         ({"block_size": 1}, "data.block_size must be at least 2"),
         ({"block_size": 200}, "a synthetic document needs 250 tokens"),
         ({"closing": 512}, "data.closing must be smaller"),

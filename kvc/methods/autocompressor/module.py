@@ -1,0 +1,208 @@
+"""AutoCompressor as a method: trained in substeps, scored on the last segment of each document."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from kvc.core import seeds
+from kvc.core.backbone import Backbone
+from kvc.core.method import Method, StepOutput
+from kvc.core.module import Batch, Record
+from kvc.core.optim import Optim
+from kvc.core.results import Summary
+from kvc.errors import UserError
+from kvc.methods.autocompressor.compressor import Compressor, Reading
+from kvc.methods.autocompressor.cutting import Cutting
+from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
+from kvc.methods.autocompressor.fixed import FixedSummary
+from kvc.methods.autocompressor.scoring import METHOD, summarize
+from kvc.methods.autocompressor.settings import Fixed, SummarySettings
+from kvc.methods.autocompressor.substeps import substep_readings
+from kvc.methods.autocompressor.variable import VariableSummary
+
+
+class AutoCompressor(Method):
+    """A model that reads a long text segment by segment, each after summary vectors of the earlier ones.
+
+    Chevalier et al. 2023, "Adapting Language Models to Compress Contexts". Without `backbone.lora` every weight is
+    trained, in fp32; with it, the adapters. What the summary adds is always trained.
+
+    A training step runs the substeps of a block one after the other: the gradient of each is added before the next
+    begins, and only the numbers of the soft prompt pass from one to the next. The first token of a substep is not
+    predicted.
+
+    Args:
+        backbone: Base model.
+        summary: How a segment is summarised; 50 vectors if null.
+        mode: `compress`, or `full_attention`: the control that is tuned on the same blocks, each read as one segment.
+        training_substeps: Substeps of a block.
+        segments_per_substep: Segments of a substep.
+        segment_lengths: Lengths of the segments of every substep; empty: equal lengths. Only the end of a longer block
+            is used.
+        randomize_substeps: Draw new lengths at every step, the same on all ranks.
+        min_segment_length: Least tokens of a segment of random length; null: as few as the model's positions allow.
+        segment_gradient_checkpointing: Compute all segments but the last of a substep again in the backward pass.
+        truncate_bptt_segments: A summary gets gradients from so many segments after it, within its substep; null: all.
+        substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
+            of each, as published.
+        base_arms: Evaluate the untrained base model too; without LoRA it is loaded a second time.
+        optim: Optimiser; groups: model, lora, summary.
+        seed: Seed of the run.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("id", "input_ids", "attention_mask", "labels")
+    headline: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "answer_loss", "recovered", "kv_share", "kv_peak")
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        summary: SummarySettings | None = None,
+        mode: Literal["compress", "full_attention"] = "compress",
+        training_substeps: int = 1,
+        segments_per_substep: int = 2,
+        segment_lengths: Sequence[int] = (),
+        randomize_substeps: bool = False,
+        min_segment_length: int | None = None,
+        segment_gradient_checkpointing: bool = False,
+        truncate_bptt_segments: int | None = 1,
+        substep_loss: Literal["tokens", "mean"] = "tokens",
+        base_arms: bool = True,
+        optim: Optim | None = None,
+        seed: int = seeds.DEFAULT_SEED,
+    ) -> None:
+        super().__init__(optim or Optim(lr=2e-5, warmup=1000, schedule="linear"), seed)
+        self.base = backbone or Backbone()
+        self.mode, self.substep_loss, self.base_arms = mode, substep_loss, base_arms
+        if mode == "full_attention" and summary is not None:
+            raise UserError("model.summary: has no effect with model.mode full_attention")
+        self.tokenizer = self.base.load_tokenizer()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.backbone = self.base.load()
+            if self.base.lora is None:
+                self.backbone.float().requires_grad_(True)
+            settings = summary or (Fixed() if mode == "compress" else Fixed(0))
+            self.summary = settings.build(self.backbone, self.tokenizer)
+        self.compressor = Compressor(
+            self.backbone, self.summary, segment_gradient_checkpointing, truncate_bptt_segments
+        )
+        self.compresses = not (isinstance(self.summary, FixedSummary) and self.summary.length == 0)
+        self.summary.requires_grad_(self.compresses)
+        if self.compresses and segments_per_substep == 1 and len(segment_lengths) < 2:
+            raise UserError(
+                "model.segments_per_substep: nothing trains the summary of a single segment, use at least 2"
+            )
+        self.cutting = Cutting(
+            training_substeps,
+            segments_per_substep,
+            segment_lengths,
+            randomize_substeps,
+            _positions(self.backbone),
+            min_segment_length,
+        )
+        self._identity = self.base.identity(seed)
+        self._plain: Compressor | None = None
+
+    def base_identity(self) -> dict[str, Any]:
+        """Name and hash of the base model."""
+        return {"name": self.base.pretrained, "hash": self._identity}
+
+    def group_of(self, name: str) -> str:
+        """`summary` for what summaries add; `lora` or `model` for the rest."""
+        return "summary" if name.startswith("summary.") else super().group_of(name)
+
+    def setup(self, stage: str) -> None:
+        """Check that the blocks are long enough."""
+        tokens = getattr(self.trainer.datamodule, "block_size", None)  # type: ignore[attr-defined]
+        if tokens is not None:
+            self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
+
+    # ------------------------------------------------------------------ training
+
+    def substeps(self, batch: Batch) -> Sequence[Callable[[], StepOutput]]:
+        """See `Method`: one piece for each substep of the block; the soft prompt goes from one to the next."""
+        if self.mode == "full_attention":
+            return [lambda: self.step(batch)]
+        # The same lengths on every rank and in every batch that is accumulated.
+        draws = seeds.generator(self.seed, self.trainer.global_step)
+        substeps = self.cutting.substeps(batch["input_ids"].shape[1], draws)
+        readings = substep_readings(self.compressor, substeps, batch["input_ids"], batch["attention_mask"])
+        return [
+            lambda r=read, s=substep: self._loss(r(), batch["labels"][:, s.columns], 1 / len(substeps))  # type: ignore[misc]
+            for read, substep in zip(readings, substeps)
+        ]
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Negative log-likelihood of a whole block, read in equal segments."""
+        tokens = batch["input_ids"].shape[1]
+        lengths = [tokens] if self.mode == "full_attention" else self.eval_lengths(tokens)
+        used = slice(tokens - sum(lengths), tokens)
+        reading = self.compressor.read(
+            batch["input_ids"][:, used], batch["attention_mask"][:, used], segment_lengths=lengths
+        )
+        return self._loss(reading, batch["labels"][:, used])
+
+    def eval_lengths(self, tokens: int) -> list[int]:
+        """Lengths of the segments in which evaluations read a block."""
+        return [length for substep in self.cutting.substeps(tokens) for length in substep.segment_lengths]
+
+    def _loss(self, reading: Reading, labels: torch.Tensor, share: float = 1.0) -> StepOutput:
+        total, count = self.compressor.loss(reading, labels)
+        metrics = {}
+        if reading.reports:
+            lengths = [report.expected_length.detach()[report.active] for report in reading.reports]
+            metrics = {"vectors": torch.cat(lengths).mean()}
+        if self.substep_loss == "mean" and self.training:
+            # The base divides by the sum of counts, which is 1 for each batch.
+            return StepOutput(total / count.clamp(min=1) + reading.penalty, torch.full_like(total, share), metrics)
+        return StepOutput(total + reading.penalty * count, count, metrics)
+
+    # ------------------------------------------------------------------ evaluation
+
+    @torch.no_grad()
+    def records(self, batch: Batch) -> list[Record]:
+        """Teacher-forced scores of the last segment, after 0, 1, 2 ... summarised segments and after the full text."""
+        lengths = self.eval_lengths(batch["input_ids"].shape[1])
+        found = {}
+        variable = isinstance(self.summary, VariableSummary)
+        arms = arms_of(lengths, self.mode == "full_attention", self.compresses, variable, self.base_arms)
+        for name, arm in arms.items():
+            found[name] = self._scores(batch, lengths, arm)
+        records = []
+        for row, number in enumerate(batch["id"].tolist()):
+            ours = found[METHOD][row]
+            loss = ours["nll"] / max(ours["tokens"], 1)
+            scores = {name: {k: v for k, v in rows[row].items() if k != "segments"} for name, rows in found.items()}
+            records.append({"id": number, "loss": loss, "segments": ours["segments"], "arms": scores})
+        return records
+
+    def _scores(self, batch: Batch, lengths: list[int], arm: Arm) -> list[Record]:
+        if not arm.base:
+            return last_segment(self.compressor, batch, lengths, arm)
+        with self._base() as compressor:
+            return last_segment(compressor, batch, lengths, arm)
+
+    @contextmanager
+    def _base(self) -> Iterator[Compressor]:
+        """The base model as it was before training."""
+        if self.base.lora is None and self._plain is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                model = self.base.load().eval()
+            self._plain = Compressor(model, FixedSummary(model, 0))
+        if self._plain is None:
+            self._plain = Compressor(self.backbone, FixedSummary(self.backbone, 0))
+        self._plain.model.to(self.device)
+        with self.backbone.disable_adapter() if self.base.lora is not None else nullcontext():
+            yield self._plain
+
+    def summarize(self, records: Sequence[Record]) -> Summary:
+        """Loss of the last segment by context, what of the full context's gain is recovered, and rows of KV."""
+        return summarize(records, self.seed)
+
+
+def _positions(model: Any) -> int:
+    config = model.config.get_text_config(decoder=True)
+    return int(getattr(config, "max_position_embeddings", None) or 2**31)
