@@ -1,7 +1,7 @@
 """Folders in the layout of the published AutoCompressors, and back.
 
-A folder is one of the base model with two more things: the tensor `embed_summary.weight` `[kappa, D]`, and in
-`config.json` the keys `summary_length`, `accumulate_summary` and `segment_gradient_checkpointing`.
+A folder is one of the base model with two more things: the tensor `embed_summary.weight` `[kappa, D]`, and further keys in
+`config.json` (see `kvc.methods.autocompressor.settings`).
 """
 
 import json
@@ -14,12 +14,10 @@ from typing import Any
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 from kvc.errors import UserError
-from kvc.methods.autocompressor.fixed import FixedSummary
 
 SUMMARY = "embed_summary.weight"
 HARMLESS = (".rotary_emb.inv_freq",)
@@ -31,24 +29,17 @@ class Loaded:
     """What a folder holds.
 
     Attributes:
-        backbone: The base model, in eval mode.
+        backbone: The base model, in eval mode; its config has the further keys of the folder.
         embed_summary: fp32 `[kappa, D]`; None where the folder has none.
-        summary_length: kappa.
-        accumulate: Whether vectors of all segments stay.
-        segment_gradient_checkpointing: As in the configuration.
     """
 
     backbone: PreTrainedModel
     embed_summary: torch.Tensor | None
-    summary_length: int
-    accumulate: bool
-    segment_gradient_checkpointing: bool
 
 
 def load(
     source: str | os.PathLike[str],
     check_family: Callable[[str], None],
-    summary_length: int | None,
     dtype: str | torch.dtype,
     attn_implementation: str,
     revision: str | None,
@@ -58,14 +49,12 @@ def load(
     Args:
         source: Folder or Hub id.
         check_family: Refuses model types.
-        summary_length: kappa; None takes that of the configuration.
         dtype: Precision of the weights.
         attn_implementation: Attention kernel.
         revision: Of a Hub repository.
 
     Raises:
-        UserError: If files are missing or broken, tensors are missing, foreign or of another shape, or kappa is
-            unknown.
+        UserError: If files are missing or broken, or tensors are missing, foreign or of another shape.
     """
     name = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else str(source)
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or name.count("/") != 1):
@@ -95,18 +84,14 @@ def load(
         logging.set_verbosity(verbosity)
     _check(name, info)
     table = _summary_table(name, revision)
-    saved = getattr(config, "summary_length", None)
-    length = saved if summary_length is None else summary_length
-    if length is None:
-        raise UserError(f"{name}: its config.json has no summary_length, so give the number of summary tokens")
-    _check_table(name, table, int(length), model)
-    return Loaded(
-        model.eval(),
-        table,
-        int(length),
-        bool(getattr(config, "accumulate_summary", True)),
-        bool(getattr(config, "segment_gradient_checkpointing", False)),
-    )
+    if table is not None:
+        embedding: Any = model.get_input_embeddings()
+        wanted = [getattr(config, "summary_length", len(table)), embedding.weight.shape[1]]
+        if [*table.shape] != wanted:
+            raise UserError(
+                f"{name}: {SUMMARY} has shape {[*table.shape]}, the model of its config.json needs {wanted}"
+            )
+    return Loaded(model.eval(), table)
 
 
 def _check(name: str, info: dict[str, Any]) -> None:
@@ -119,15 +104,6 @@ def _check(name: str, info: dict[str, Any]) -> None:
     foreign = [key for key in sorted(info["unexpected_keys"]) if key != SUMMARY and not key.endswith(HARMLESS)]
     if foreign:
         raise UserError(f"{name} holds {len(foreign)} tensors that the model has no place for, e.g. {foreign[0]}")
-
-
-def _check_table(name: str, table: torch.Tensor | None, length: int, model: PreTrainedModel) -> None:
-    if table is None:
-        return
-    embedding: Any = model.get_input_embeddings()
-    wanted = [length, embedding.weight.shape[1]]
-    if [*table.shape] != wanted:
-        raise UserError(f"{name}: {SUMMARY} has shape {[*table.shape]}, the model and summary_length need {wanted}")
 
 
 def _summary_table(name: str, revision: str | None) -> torch.Tensor | None:
@@ -174,39 +150,26 @@ def _tensor(path: Path) -> torch.Tensor | None:
 def save(
     folder: str | os.PathLike[str],
     backbone: PreTrainedModel,
-    summary: nn.Module,
-    architecture: str,
-    segment_gradient_checkpointing: bool,
+    tensors: dict[str, torch.Tensor],
+    fields: dict[str, Any],
 ) -> None:
     """Write a folder: safetensors, config.json and, where the model has one, generation_config.json.
 
     Args:
         folder: New, or one whose files may be replaced.
         backbone: The base model; its LoRA is merged in the files, and stays as it is in memory.
-        summary: Of a fixed length.
-        architecture: Name of the class, for the configuration.
-        segment_gradient_checkpointing: For the configuration.
+        tensors: Further tensors, and those that stand in the place of others.
+        fields: Further keys of the configuration, and those that stand in the place of others.
 
     Raises:
-        UserError: If the summaries are of variable length, or the folder cannot be written.
+        UserError: If the folder cannot be written.
     """
-    if not isinstance(summary, FixedSummary):
-        raise UserError("this layout holds summaries of a fixed length only: export the method instead")
-    path, base = Path(folder), _base(backbone)
-    state = merged_state(backbone)
-    if summary.length:
-        state[SUMMARY] = summary.embed_summary.weight.detach().to(base.dtype)
-    fields = {
-        "architectures": [architecture],
-        "summary_length": summary.length,
-        "accumulate_summary": summary.accumulate,
-        "segment_gradient_checkpointing": segment_gradient_checkpointing,
-    }
+    path, base = Path(folder), base_of(backbone)
+    # The published files hold tied weights twice; safetensors holds each storage once.
+    state = {name: tensor.detach().cpu().clone() for name, tensor in {**merged_state(backbone), **tensors}.items()}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        # The published files hold tied weights twice; safetensors holds each storage once.
-        copies = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-        save_torch_state_dict(copies, path, metadata={"format": "pt"})
+        save_torch_state_dict(state, path, metadata={"format": "pt"})
         config: Any = base.config.to_dict() | fields
         (path / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if base.can_generate():
@@ -217,7 +180,7 @@ def save(
 
 def merged_state(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Weights of the base model by its own names, with LoRA added to the matrices that it adapts."""
-    base = _base(backbone)
+    base = base_of(backbone)
     if base is backbone:
         return dict(backbone.state_dict())
     from peft.tuners.lora import LoraLayer
@@ -231,7 +194,8 @@ def merged_state(backbone: PreTrainedModel) -> dict[str, torch.Tensor]:
     return state
 
 
-def _base(backbone: PreTrainedModel) -> PreTrainedModel:
+def base_of(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The model below a PEFT wrapper."""
     get: Any = getattr(backbone, "get_base_model", None)
     base: PreTrainedModel = backbone if get is None else get()
     return base

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kvc.errors import UserError
-from kvc.methods.autocompressor import checkpoint, decoding
+from kvc.methods.autocompressor import checkpoint, decoding, settings
 from kvc.methods.autocompressor.compressor import Compressor, masked_labels
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.output import AutoCompressorOutput
@@ -96,6 +96,8 @@ class AutoCompressorModel(nn.Module):
     ) -> Self:
         """Load a published AutoCompressor, or make one of a base model.
 
+        A folder whose configuration names the token `<sum>` has summaries of variable length.
+
         Args:
             source: A folder or Hub id, in the layout of the published AutoCompressors or a plain base model.
             summary_length: Summary tokens of a segment; None takes what the configuration says. With a base model they
@@ -112,15 +114,11 @@ class AutoCompressorModel(nn.Module):
         Raises:
             UserError: If there is no such checkpoint, or it does not fit.
         """
-        found = checkpoint.load(source, cls.check_family, summary_length, dtype, attn_implementation, revision)
+        found = checkpoint.load(source, cls.check_family, dtype, attn_implementation, revision)
         if max_position_embeddings is not None:
             extend_table(found.backbone, max_position_embeddings)
-        accumulate = found.accumulate if accumulate_summary is None else accumulate_summary
-        summary = FixedSummary(found.backbone, found.summary_length, accumulate)
-        if found.embed_summary is not None:
-            with torch.no_grad():
-                summary.embed_summary.weight.copy_(found.embed_summary)
-        return cls(found.backbone, summary, found.segment_gradient_checkpointing).eval()
+        summary = settings.summary_of(found, summary_length, accumulate_summary)
+        return cls(found.backbone, summary, **settings.compressor_settings(found.backbone.config, summary)).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the layout of the published AutoCompressors; a LoRA is merged into the weights.
@@ -129,11 +127,10 @@ class AutoCompressorModel(nn.Module):
             folder: New, or one whose files may be replaced.
 
         Raises:
-            UserError: If the summaries are not of a fixed length, or the folder cannot be written.
+            UserError: If the layout cannot hold the summaries, or the folder cannot be written.
         """
-        checkpoint.save(
-            folder, self.backbone, self.summary, type(self).__name__, self.compressor.segment_gradient_checkpointing
-        )
+        tensors, fields = settings.parts_of(self.compressor)
+        checkpoint.save(folder, self.backbone, tensors, {"architectures": [type(self).__name__], **fields})
 
     def forward(
         self,
