@@ -1,7 +1,7 @@
 """Folders in the layout of the published AutoCompressors, and back.
 
-A folder is one of the base model with two more things: the tensor `embed_summary.weight` `[kappa, D]`, and further keys in
-`config.json` (see `kvc.methods.autocompressor.settings`).
+A folder is one of the base model with two more things: the tensor `embed_summary.weight` `[kappa, D]`, and further keys
+in `config.json` (see `kvc.methods.autocompressor.settings`).
 """
 
 import json

@@ -4,11 +4,12 @@
 |---|---|
 | `summary_length`, `accumulate_summary` | see `FixedSummary` |
 | `segment_gradient_checkpointing` | see `Compressor` |
-| `sum_token_id`, `eoc_token_id` | rows of the base model's tables; a folder that has them has variable-length summaries |
+| `sum_token_id`, `eoc_token_id` | rows of the base model's tables; with them, summaries have a variable length |
 | `compression_max_len`, `compression_lambda`, `compression_alpha` | see `VariableSummary` |
 | `compress_stop_threshold` | see `Stopping`; null stops where `<eoc>` is the most likely token |
 | `truncate_bptt_segments` | see `Compressor` |
 | `compression_gate`, `compression_insertion` | see `VariableSummary`; absent in files of others: `after` and `given` |
+| `compression_min_len` | see `Stopping`; absent in files of others: 0 |
 """
 
 from typing import Any
@@ -39,13 +40,14 @@ def summary_of(loaded: Loaded, length: int | None, accumulate: bool | None) -> S
     config: Any = loaded.backbone.config
     if getattr(config, "sum_token_id", None) is not None and length is None:
         threshold = getattr(config, "compress_stop_threshold", None)
+        least = getattr(config, "compression_min_len", 0)
         return VariableSummary(
             TableControls(config.sum_token_id, config.eoc_token_id),
             config.compression_max_len,
             getattr(config, "compression_lambda", 0.0),
             getattr(config, "compression_alpha", 1.0),
             getattr(config, "compression_gate", "after"),
-            Stopping("greedy") if threshold is None else Stopping("threshold", threshold),
+            Stopping("greedy" if threshold is None else "threshold", threshold, least),
             getattr(config, "compression_insertion", "given"),
         )
     kappa = getattr(config, "summary_length", None) if length is None else length
@@ -86,9 +88,7 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
         raise UserError(f"{type(summary).__name__}: the layout of the published AutoCompressors cannot hold it")
     stopping, controls = summary.stopping, summary.controls
     if stopping.rule == "sample":
-        raise UserError(
-            "stop_mode: the layout of the published AutoCompressors holds a threshold or nothing, not sample"
-        )
+        raise UserError("stop_mode: the layout of the published AutoCompressors cannot hold sample")
     fields |= {
         "sum_token_id": controls.sum_token_id,
         "eoc_token_id": controls.eoc_token_id,
@@ -99,6 +99,7 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
         "truncate_bptt_segments": compressor.truncate_bptt_segments or 0,
         "compression_gate": summary.gate,
         "compression_insertion": summary.insertion,
+        "compression_min_len": stopping.min_length,
     }
     if isinstance(controls, OwnControls):
         tensors = _with_rows(compressor, controls)
@@ -113,9 +114,7 @@ def _with_rows(compressor: Compressor, controls: OwnControls) -> dict[str, torch
     Neither token is read or written as text, so what the rows hold for the other table is free.
     """
     if controls.head != "vocabulary":
-        raise UserError(
-            "stop_head: the layout of the published AutoCompressors holds a row of the vocabulary, not binary"
-        )
+        raise UserError("stop_head: the layout of the published AutoCompressors cannot hold binary")
     base: Any = base_of(compressor.model)
     state = merged_state(compressor.model)
     inside, outside = base.get_input_embeddings().weight, base.get_output_embeddings().weight
