@@ -76,7 +76,7 @@ class Compressor:
     ) -> None:
         if truncate_bptt_segments is not None and truncate_bptt_segments < 1:
             raise UserError(f"truncate_bptt_segments: must be at least 1 or null, got {truncate_bptt_segments}")
-        if summary.needs_cache and getattr(model, "is_gradient_checkpointing", False):
+        if summary.needs_cache and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             raise UserError(
                 "backbone.gradient_checkpointing: would drop the cache that a variable-length summary goes on from, "
                 "use segment_gradient_checkpointing"
