@@ -182,7 +182,7 @@ def autocompressor_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
             "init_args": {
                 "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
                 "summary": {
-                    "class_path": "kvc.methods.autocompressor.settings.Fixed",
+                    "class_path": "kvc.methods.autocompressor.summaries.Fixed",
                     "init_args": {"summary_length": 3},
                 },
                 "training_substeps": 2,
@@ -201,7 +201,7 @@ def variable_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
     """The same with variable-length summaries."""
     config = autocompressor_config(tiny_folder, dropout)
     config["model"]["init_args"]["summary"] = {
-        "class_path": "kvc.methods.autocompressor.settings.Variable",
+        "class_path": "kvc.methods.autocompressor.summaries.Variable",
         "init_args": {"compression_max_len": 2},
     }
     return config
