@@ -18,8 +18,8 @@ from kvc.methods.autocompressor.cutting import Cutting
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.scoring import METHOD, summarize
-from kvc.methods.autocompressor.summaries import Fixed, SummarySettings
 from kvc.methods.autocompressor.substeps import substep_readings
+from kvc.methods.autocompressor.summaries import Fixed, SummarySettings
 from kvc.methods.autocompressor.variable import VariableSummary
 
 
