@@ -17,6 +17,7 @@ from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.cutting import Cutting
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
+from kvc.methods.autocompressor.model import AutoCompressorModel
 from kvc.methods.autocompressor.scoring import METHOD, summarize
 from kvc.methods.autocompressor.substeps import substep_readings
 from kvc.methods.autocompressor.summaries import Fixed, SummarySettings
@@ -90,10 +91,8 @@ class AutoCompressor(Method):
         )
         self.compresses = not (isinstance(self.summary, FixedSummary) and self.summary.length == 0)
         self.summary.requires_grad_(self.compresses)
-        if self.compresses and segments_per_substep == 1 and len(segment_lengths) < 2:
-            raise UserError(
-                "model.segments_per_substep: nothing trains the summary of a single segment, use at least 2"
-            )
+        if self.compresses and (len(segment_lengths) or segments_per_substep) < 2:
+            raise UserError("model.segments_per_substep: nothing trains the summary of a single segment, use 2 or more")
         self.cutting = Cutting(
             training_substeps,
             segments_per_substep,
@@ -118,6 +117,10 @@ class AutoCompressor(Method):
         tokens = getattr(self.trainer.datamodule, "block_size", None)  # type: ignore[attr-defined]
         if tokens is not None:
             self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
+
+    def as_model(self) -> AutoCompressorModel:
+        """The same weights under the names of the paper's code: `compress_context`, `generate`, `save_pretrained`."""
+        return AutoCompressorModel(self.backbone, self.summary)
 
     # ------------------------------------------------------------------ training
 
