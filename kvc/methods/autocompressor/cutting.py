@@ -76,9 +76,10 @@ class Cutting:
             settings = (self.count, self.segments, self.max_positions, generator, self.min_length)
             return random_substeps(tokens, *settings)
         edges = [tokens * k // self.count for k in range(self.count + 1)]
-        return [Substep(start, stop, _even(stop - start, self.segments)) for start, stop in pairwise(edges)]
+        return [Substep(start, stop, even(stop - start, self.segments)) for start, stop in pairwise(edges)]
 
 
-def _even(tokens: int, parts: int) -> list[int]:
+def even(tokens: int, parts: int) -> list[int]:
+    """Lengths that differ by at most 1 and sum to `tokens`."""
     edges = [tokens * k // parts for k in range(parts + 1)]
     return [stop - start for start, stop in pairwise(edges)]

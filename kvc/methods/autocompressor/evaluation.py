@@ -29,7 +29,7 @@ class Arm(NamedTuple):
     soft: bool = False
 
 
-def arms_of(lengths: list[int], full: bool, compresses: bool, variable: bool, base: bool) -> dict[str, Arm]:
+def arms_of(lengths: list[int], full: bool, compresses: bool, variable: bool) -> dict[str, Arm]:
     """What is measured; the first is the method.
 
     Args:
@@ -37,7 +37,6 @@ def arms_of(lengths: list[int], full: bool, compresses: bool, variable: bool, ba
         full: The method reads the full text.
         compresses: It makes summaries.
         variable: Of a number that it chooses.
-        base: Measure the base model too.
     """
     last = len(lengths) - 1
     method = Arm(last, full=True) if full else Arm(last if compresses else 0)
@@ -46,8 +45,7 @@ def arms_of(lengths: list[int], full: bool, compresses: bool, variable: bool, ba
         arms |= {f"after_{count}": Arm(count) for count in range(1, last)}
     if variable:
         arms["soft"] = Arm(last, soft=True)
-    if base:
-        arms |= {"base_no_context": Arm(0, base=True), "base_full": Arm(last, full=True, base=True)}
+    arms |= {"base_no_context": Arm(0, base=True), "base_full": Arm(last, full=True, base=True)}
     return {name: arm for name, arm in arms.items() if name == "method" or arm != method}
 
 

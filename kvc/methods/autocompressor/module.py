@@ -13,8 +13,9 @@ from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
+from kvc.methods.autocompressor import in_context
 from kvc.methods.autocompressor.compressor import Compressor, Reading
-from kvc.methods.autocompressor.cutting import Cutting
+from kvc.methods.autocompressor.cutting import Cutting, even
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.model import AutoCompressorModel
@@ -75,8 +76,8 @@ class AutoCompressor(Method):
     ) -> None:
         super().__init__(optim or Optim(lr=2e-5, warmup=1000, schedule="linear"), seed)
         self.base = backbone or Backbone()
-        self.mode, self.substep_loss, self.base_arms = mode, substep_loss, base_arms
-        if mode == "full_attention" and summary is not None:
+        self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
+        if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
         self.tokenizer = self.base.load_tokenizer()
         with torch.random.fork_rng(devices=[]):
@@ -84,7 +85,7 @@ class AutoCompressor(Method):
             self.backbone = self.base.load()
             if self.base.lora is None:
                 self.backbone.float().requires_grad_(True)
-            settings = summary or (Fixed() if mode == "compress" else Fixed(0))
+            settings = summary or (Fixed(0) if self.full else Fixed())
             self.summary = settings.build(self.backbone, self.tokenizer)
         self.compressor = Compressor(
             self.backbone, self.summary, segment_gradient_checkpointing, truncate_bptt_segments
@@ -126,7 +127,7 @@ class AutoCompressor(Method):
 
     def substeps(self, batch: Batch) -> Sequence[Callable[[], StepOutput]]:
         """See `Method`: one piece for each substep of the block; the soft prompt goes from one to the next."""
-        if self.mode == "full_attention":
+        if self.full:
             return [lambda: self.step(batch)]
         # The same lengths on every rank and in every batch that is accumulated.
         draws = seeds.generator(self.seed, self.trainer.global_step)
@@ -140,7 +141,7 @@ class AutoCompressor(Method):
     def step(self, batch: Batch) -> StepOutput:
         """Negative log-likelihood of a whole block, read in equal segments."""
         tokens = batch["input_ids"].shape[1]
-        lengths = [tokens] if self.mode == "full_attention" else self.eval_lengths(tokens)
+        lengths = [tokens] if self.full else self.eval_lengths(tokens)
         used = slice(tokens - sum(lengths), tokens)
         reading = self.compressor.read(
             batch["input_ids"][:, used], batch["attention_mask"][:, used], segment_lengths=lengths
@@ -166,26 +167,39 @@ class AutoCompressor(Method):
 
     @torch.no_grad()
     def records(self, batch: Batch) -> list[Record]:
-        """Teacher-forced scores of the last segment, after 0, 1, 2 ... summarised segments and after the full text."""
+        """Scores of the last segment after 0, 1, 2 ... summarised segments and after the full text.
+
+        A batch with `gold` holds queries about demonstrations instead; see `kvc.data.demonstrations`.
+        """
         lengths = self.eval_lengths(batch["input_ids"].shape[1])
-        found = {}
-        variable = isinstance(self.summary, VariableSummary)
-        arms = arms_of(lengths, self.mode == "full_attention", self.compresses, variable, self.base_arms)
-        for name, arm in arms.items():
-            found[name] = self._scores(batch, lengths, arm)
+        if "gold" in batch:
+            lengths = even(batch["input_ids"].shape[1], len(lengths))
+            found = self._by_arm(in_context.choose, batch, lengths, in_context.arms_of(self.full, self.compresses))
+        else:
+            variable = isinstance(self.summary, VariableSummary)
+            found = self._by_arm(last_segment, batch, lengths, arms_of(lengths, self.full, self.compresses, variable))
         records = []
         for row, number in enumerate(batch["id"].tolist()):
-            ours = found[METHOD][row]
-            loss = ours["nll"] / max(ours["tokens"], 1)
-            scores = {name: {k: v for k, v in rows[row].items() if k != "segments"} for name, rows in found.items()}
-            records.append({"id": number, "loss": loss, "segments": ours["segments"], "arms": scores})
+            arms = {name: rows[row] for name, rows in found.items()}
+            record: Record = {"id": number, "arms": arms}
+            if "gold" in batch:
+                record["correct"] = arms[METHOD]["correct"]
+            else:
+                record["loss"] = arms[METHOD]["nll"] / max(arms[METHOD]["tokens"], 1)
+                record["segments"] = arms[METHOD]["segments"]
+                record["arms"] = {n: {k: v for k, v in a.items() if k != "segments"} for n, a in arms.items()}
+            records.append(record)
         return records
 
-    def _scores(self, batch: Batch, lengths: list[int], arm: Arm) -> list[Record]:
-        if not arm.base:
-            return last_segment(self.compressor, batch, lengths, arm)
-        with self._base() as compressor:
-            return last_segment(compressor, batch, lengths, arm)
+    def _by_arm(self, score: Any, batch: Batch, lengths: list[int], arms: dict[str, Arm]) -> dict[str, list[Record]]:
+        found = {}
+        for name, arm in arms.items():
+            if not arm.base:
+                found[name] = score(self.compressor, batch, lengths, arm)
+            elif self.base_arms:
+                with self._base() as compressor:
+                    found[name] = score(compressor, batch, lengths, arm)
+        return found
 
     @contextmanager
     def _base(self) -> Iterator[Compressor]:
@@ -202,8 +216,8 @@ class AutoCompressor(Method):
             yield self._plain
 
     def summarize(self, records: Sequence[Record]) -> Summary:
-        """Loss of the last segment by context, what of the full context's gain is recovered, and rows of KV."""
-        return summarize(records, self.seed)
+        """Loss of the last segment by context and what is recovered of it, or accuracy; rows of KV."""
+        return (in_context.summarize if "correct" in records[0] else summarize)(records, self.seed)
 
 
 def _positions(model: Any) -> int:
