@@ -13,7 +13,7 @@ from kvc.core.module import Batch, Record
 from kvc.core.results import Summary, bootstrap_mean, bootstrap_weights, interval
 from kvc.methods.autocompressor.compressor import Compressor
 from kvc.methods.autocompressor.evaluation import Arm
-from kvc.methods.autocompressor.scoring import METHOD
+from kvc.methods.autocompressor.scoring import METHOD, mean
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 
 
@@ -69,8 +69,8 @@ def choose(compressor: Compressor, batch: Batch, lengths: list[int], arm: Arm) -
     nll = torch.zeros_like(chosen, dtype=torch.float32)
     nll[chosen] = F.cross_entropy(logits, asked[:, 1:][chosen], reduction="none")
     count = chosen.sum(-1)
-    mean = (nll.sum(-1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf).view(-1, options)
-    best = mean.argmin(-1)
+    per_token = (nll.sum(-1) / count.clamp(min=1)).masked_fill(count == 0, torch.inf).view(-1, options)
+    best = per_token.argmin(-1)
     columns = {
         "chosen": best.tolist(),
         "correct": (best == batch["gold"]).tolist(),
@@ -103,7 +103,7 @@ def summarize(records: Sequence[Record], seed: int) -> Summary:
         scores = [record["arms"][arm] for record in records]
         right[arm] = [float(score["correct"]) for score in scores]
         values = {"accuracy": bootstrap_mean(right[arm], seed)}
-        values |= {key: bootstrap_mean([score[key] for score in scores], seed) for key in ("kv_share", "kv_context")}
+        values |= {key: mean([score[key] for score in scores], weights) for key in ("kv_share", "kv_context")}
         if arm == METHOD:
             summary.metrics = values
             continue

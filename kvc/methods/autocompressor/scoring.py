@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from kvc.core.module import Record
-from kvc.core.results import Summary, Value, bootstrap_mean, bootstrap_weights, interval
+from kvc.core.results import Summary, Value, bootstrap_weights, interval
 
 METHOD = "method"
 RATIOS = {
@@ -48,7 +48,7 @@ def summarize(records: Sequence[Record], seed: int) -> Summary:
         values = {name: interval(ratio.value, ratio.resampled, n) for name, ratio in ratios[arm].items()}
         loss = ratios[arm]["loss"]
         values["perplexity"] = interval(np.exp(loss.value), np.exp(loss.resampled), n)
-        values |= {name: bootstrap_mean([score[name] for score in scores], seed) for name in ROWS}
+        values |= {name: mean([score[name] for score in scores], weights) for name in ROWS}
         if arm == METHOD:
             summary.metrics = values
             continue
@@ -61,8 +61,14 @@ def summarize(records: Sequence[Record], seed: int) -> Summary:
             if loss_name in ours:
                 none, full = ratios["no_context"][loss_name], ratios["full"][loss_name]
                 summary.metrics |= _recovered(name, none, ours[loss_name], full, n)
-    summary.metrics |= _vectors(records, weights, seed)
+    summary.metrics |= _vectors(records, weights)
     return summary
+
+
+def mean(values: Sequence[float], weights: np.ndarray) -> Value:
+    """Mean over blocks of what is no yes or no, even where it happens to be 0 or 1."""
+    column = np.array(values, dtype=float)
+    return interval(column.mean(), weights @ column / len(column), len(column))
 
 
 def _ratios(scores: Sequence[Record], weights: np.ndarray) -> dict[str, Ratio]:
@@ -82,13 +88,12 @@ def _recovered(name: str, none: Ratio, ours: Ratio, full: Ratio, n: int) -> dict
     return {name: interval((none.value - ours.value) / (none.value - full.value), saved / possible, n)}
 
 
-def _vectors(records: Sequence[Record], weights: np.ndarray, seed: int) -> dict[str, Value]:
+def _vectors(records: Sequence[Record], weights: np.ndarray) -> dict[str, Value]:
     """Vectors of a segment, and whether segments that tell more facts get more of them (rank correlation)."""
     blocks = [record["segments"] for record in records]
-    counts = [np.mean([segment["vectors"] for segment in block]) for block in blocks if block]
-    if not counts:
+    if not all(blocks):
         return {}
-    found = {"vectors": bootstrap_mean(counts, seed)}
+    found = {"vectors": mean([np.mean([segment["vectors"] for segment in block]) for block in blocks], weights)}
     owner = np.array([row for row, block in enumerate(blocks) for _ in block])
     vectors, facts = (np.array([s[key] for block in blocks for s in block], float) for key in ("vectors", "facts"))
     if np.ptp(vectors) and np.ptp(facts):
