@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ def load(
         )
     except UserError:
         raise
+    except UnpicklingError as error:
+        raise UserError(f"{name}: its weights hold more than tensors, which is not loaded") from error
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise UserError(f"{name}: cannot load the base model: {_first_sentence(str(error))}") from error
     finally:
