@@ -11,7 +11,8 @@ from kvc.generation.sampling import Sampling
 from kvc.methods.autocompressor import AutoCompressorModel
 from kvc.methods.autocompressor.compressor import Compressor
 from kvc.methods.autocompressor.controls import TableControls
-from kvc.methods.autocompressor.decoding import generate, generate_segments
+from kvc.methods.autocompressor.decoding import generate
+from kvc.methods.autocompressor.rolling import generate_segments
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 
 MAKERS: dict[str, Any] = {"fixed": fixed, "replace": lambda *a: fixed(*a, accumulate=False), "variable": variable}

@@ -1,5 +1,6 @@
 """Segments, substeps, scores and soft prompts, each alone."""
 
+import doctest
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from autocompressor_tiny import adapted, base, fixed, variable
 
 from kvc.errors import UserError
 from kvc.methods.autocompressor import AutoCompressorModel
+from kvc.methods.autocompressor import model as model_file
 from kvc.methods.autocompressor.controls import OwnControls, TableControls
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.metrics import segment_scores, token_scores
@@ -157,6 +159,10 @@ def test_other_learned_positions_are_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=20, n_positions=16))
     with pytest.raises(UserError, match="table"):
         Stack(model)
+
+
+def test_the_example_of_the_module() -> None:
+    assert doctest.testmod(model_file).failed == 0
 
 
 @torch.no_grad()

@@ -358,7 +358,7 @@ def test_bad_input() -> None:
         FixedSummary(base(eos_token_id=None), 2)
     with pytest.raises(UserError, match="truncate_bptt_segments"):
         fixed(truncate_bptt_segments=0)
+    model = base()
+    model.gradient_checkpointing_enable()
     with pytest.raises(UserError, match="gradient_checkpointing"):
-        model = base()
-        model.gradient_checkpointing_enable()
         variable(model=model)

@@ -1,5 +1,6 @@
 """AutoCompressors as one would use any model of transformers.
 
+    >>> import torch
     >>> from kvc.core.backbone import Backbone
     >>> model = AutoCompressorModel(Backbone().load()).eval()  # or LlamaAutoCompressorModel.from_pretrained(...)
     >>> context, prompt = torch.randint(3, 90, (1, 40)), torch.randint(3, 90, (1, 5))
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kvc.errors import UserError
-from kvc.methods.autocompressor import checkpoint, decoding, settings
+from kvc.methods.autocompressor import checkpoint, decoding, rolling, settings
 from kvc.methods.autocompressor.compressor import Compressor, masked_labels
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.output import AutoCompressorOutput
@@ -223,7 +224,7 @@ class AutoCompressorModel(nn.Module):
             segment_lengths: Compress whenever this many tokens of a row were read since the last time: the prompt, and
                 what is generated. None never compresses.
             **kwargs: Settings of `generate` of transformers; with `segment_lengths`, those of
-                `kvc.methods.autocompressor.decoding.generate_segments`.
+                `kvc.methods.autocompressor.rolling.generate_segments`.
 
         Returns:
             Prompts and new tokens `[B, T + new]`, or what `kwargs` ask for.
@@ -234,7 +235,7 @@ class AutoCompressorModel(nn.Module):
         prompt = as_prompt(softprompt, softprompt_mask)
         if segment_lengths is None:
             return decoding.generate(self.compressor, input_ids, attention_mask, prompt, **kwargs)
-        found = decoding.generate_segments(
+        found = rolling.generate_segments(
             self.compressor, input_ids, attention_mask, prompt, segment_length=segment_lengths, **kwargs
         )
         return found.sequences
