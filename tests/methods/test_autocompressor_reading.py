@@ -137,6 +137,27 @@ def test_eager_attention_gives_the_same(family: str) -> None:
         torch.testing.assert_close(one.prompt.vectors, two.prompt.vectors, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("family", ["llama-gqa", "opt"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision(family: str, maker: str, dtype: torch.dtype) -> None:
+    """Fully padded rows included; gates near 1 in bf16 are near those in fp32."""
+    ids, mask = padded([text(12).tolist(), text(3, seed=1).tolist()])
+    exact = MAKERS[maker](family)
+    compressor = MAKERS[maker](family, model=base(family).to(dtype))
+    for one in (exact, compressor):
+        one.model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        reading = compressor.read(ids, mask, segment_lengths=[4, 4, 4], output_softprompt=True)
+        loss, count = compressor.loss(reading, ids.masked_fill(mask == 0, -100))
+    expected = exact.read(ids, mask, segment_lengths=[4, 4, 4], output_softprompt=True)
+    right, _ = exact.loss(expected, ids.masked_fill(mask == 0, -100))
+    (loss / count + reading.penalty).backward()
+    gradients = [p.grad for p in [*compressor.model.parameters(), *compressor.summary.parameters()]]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    assert float(loss.detach()) == pytest.approx(float(right.detach()), rel=0.1)
+
+
 def test_the_loss_is_over_the_concatenation() -> None:
     compressor = fixed()
     ids = text(2, 14)
@@ -356,6 +377,8 @@ def test_bad_input() -> None:
         fixed(model=base("mistral", sliding_window=8)).read(text(1, 9))
     with pytest.raises(UserError, match="EOS"):
         FixedSummary(base(eos_token_id=None), 2)
+    with pytest.raises(UserError, match="no row for token 70"):
+        variable(controls=TableControls(64, 70))
     with pytest.raises(UserError, match="truncate_bptt_segments"):
         fixed(truncate_bptt_segments=0)
     model = base()
