@@ -9,12 +9,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
@@ -79,9 +78,9 @@ def load(
         )
     except UserError:
         raise
-    except UnpicklingError as error:
-        raise UserError(f"{name}: its weights hold more than tensors, which is not loaded") from error
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers and torch raise whatever their readers of files raise
+        if "unsupported global" in str(error).lower():
+            raise UserError(f"{name}: its weights hold pickled objects, which are never loaded") from error
         raise UserError(f"{name}: cannot load the base model: {_first_sentence(str(error))}") from error
     finally:
         logging.set_verbosity(verbosity)
