@@ -54,7 +54,9 @@ def fixed(family: str = "llama-gqa", length: int = 3, accumulate: bool = True, *
     return Compressor(model, summary, **kwargs)
 
 
-def variable(family: str = "llama-gqa", gate: Gate = "after", stop: Stopping | None = None, **kwargs: Any) -> Compressor:
+def variable(
+    family: str = "llama-gqa", gate: Gate = "after", stop: Stopping | None = None, **kwargs: Any
+) -> Compressor:
     """Variable length, with stopping probabilities that are neither 0 nor 1."""
     model = kwargs.pop("model", None) or base(family)
     settings = {name: kwargs.pop(name) for name in ("insertion", "compression_lambda") if name in kwargs}

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from kvc.methods.autocompressor import AutoCompressorModel
 from kvc.methods.autocompressor.controls import TableControls
-from kvc.methods.autocompressor.decoding import generate_segments
 from kvc.methods.autocompressor.metrics import segment_scores
+from kvc.methods.autocompressor.rolling import generate_segments
 from kvc.methods.autocompressor.segments import random_segment_lengths
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.substeps import fixed_substeps, substep_readings

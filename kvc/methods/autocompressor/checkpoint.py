@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
@@ -78,7 +78,9 @@ def load(
         )
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers and torch raise whatever their readers of files raise
+        if "unsupported global" in str(error).lower():
+            raise UserError(f"{name}: its weights hold pickled objects, which are never loaded") from error
         raise UserError(f"{name}: cannot load the base model: {_first_sentence(str(error))}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -81,6 +81,7 @@ class Compressor:
                 "backbone.gradient_checkpointing: would drop the cache that a variable-length summary goes on from, "
                 "use segment_gradient_checkpointing"
             )
+        summary.check(model)
         self.model, self.summary, self.stack = model, summary, Stack(model)
         self.segment_gradient_checkpointing = segment_gradient_checkpointing
         self.truncate_bptt_segments, self.detach_before_use = truncate_bptt_segments, detach_before_use
@@ -191,6 +192,8 @@ class Compressor:
         generator: torch.Generator | None,
     ) -> tuple[torch.Tensor, SoftPrompt, Report | None]:
         """Hidden states of the text, and the soft prompt after it."""
+        # Autocast may have made the final hidden states more precise than embeddings are.
+        prompt = prompt.to(embeddings)
         parts = [prompt.vectors, embeddings]
         columns = Columns.of_prompt(prompt) + Columns.of_text(embeddings, valid)
         active = None if valid is None else valid.any(-1)

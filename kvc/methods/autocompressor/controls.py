@@ -45,6 +45,13 @@ class Controls(nn.Module, ABC):
         """Which tokens are control tokens, bool of the shape of `input_ids`."""
         return (input_ids == self.sum_token_id) | (input_ids == self.eoc_token_id)
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse a model whose tables lack the two tokens.
+
+        Raises:
+            UserError: If so.
+        """
+
     def unwritable(self) -> list[int]:
         """Ids of the vocabulary that are never text."""
         return []
@@ -89,6 +96,13 @@ class TableControls(Controls):
                     "summary control tokens of its own"
                 )
         return cls(known[SUM], known[EOC])
+
+    def check(self, model: PreTrainedModel) -> None:
+        """See `Controls`."""
+        table: Any = model.get_input_embeddings()
+        rows, last = len(table.weight), max(self.sum_token_id, self.eoc_token_id)
+        if last >= rows:
+            raise UserError(f"{SUM}: the base model has no row for token {last}, resize its {rows} embeddings")
 
     def unwritable(self) -> list[int]:
         """See `Controls`."""

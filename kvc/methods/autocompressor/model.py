@@ -1,5 +1,6 @@
 """AutoCompressors as one would use any model of transformers.
 
+    >>> import torch
     >>> from kvc.core.backbone import Backbone
     >>> model = AutoCompressorModel(Backbone().load()).eval()  # or LlamaAutoCompressorModel.from_pretrained(...)
     >>> context, prompt = torch.randint(3, 90, (1, 40)), torch.randint(3, 90, (1, 5))
@@ -22,11 +23,14 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from kvc.errors import UserError
-from kvc.methods.autocompressor import checkpoint, decoding, settings
+from kvc.methods.autocompressor.checkpoint import load, save
 from kvc.methods.autocompressor.compressor import Compressor, masked_labels
+from kvc.methods.autocompressor.decoding import generate
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.output import AutoCompressorOutput
 from kvc.methods.autocompressor.positions import extend_table
+from kvc.methods.autocompressor.rolling import generate_segments
+from kvc.methods.autocompressor.settings import compressor_settings, parts_of, summary_of
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.summary import Summary
 
@@ -114,11 +118,11 @@ class AutoCompressorModel(nn.Module):
         Raises:
             UserError: If there is no such checkpoint, or it does not fit.
         """
-        found = checkpoint.load(source, cls.check_family, dtype, attn_implementation, revision)
+        found = load(source, cls.check_family, dtype, attn_implementation, revision)
         if max_position_embeddings is not None:
             extend_table(found.backbone, max_position_embeddings)
-        summary = settings.summary_of(found, summary_length, accumulate_summary)
-        return cls(found.backbone, summary, **settings.compressor_settings(found.backbone.config, summary)).eval()
+        summary = summary_of(found, summary_length, accumulate_summary)
+        return cls(found.backbone, summary, **compressor_settings(found.backbone.config, summary)).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the layout of the published AutoCompressors; a LoRA is merged into the weights.
@@ -129,8 +133,8 @@ class AutoCompressorModel(nn.Module):
         Raises:
             UserError: If the layout cannot hold the summaries, or the folder cannot be written.
         """
-        tensors, fields = settings.parts_of(self.compressor)
-        checkpoint.save(folder, self.backbone, tensors, {"architectures": [type(self).__name__], **fields})
+        tensors, fields = parts_of(self.compressor)
+        save(folder, self.backbone, tensors, {"architectures": [type(self).__name__], **fields})
 
     def forward(
         self,
@@ -223,7 +227,7 @@ class AutoCompressorModel(nn.Module):
             segment_lengths: Compress whenever this many tokens of a row were read since the last time: the prompt, and
                 what is generated. None never compresses.
             **kwargs: Settings of `generate` of transformers; with `segment_lengths`, those of
-                `kvc.methods.autocompressor.decoding.generate_segments`.
+                `kvc.methods.autocompressor.rolling.generate_segments`.
 
         Returns:
             Prompts and new tokens `[B, T + new]`, or what `kwargs` ask for.
@@ -233,8 +237,8 @@ class AutoCompressorModel(nn.Module):
         """
         prompt = as_prompt(softprompt, softprompt_mask)
         if segment_lengths is None:
-            return decoding.generate(self.compressor, input_ids, attention_mask, prompt, **kwargs)
-        found = decoding.generate_segments(
+            return generate(self.compressor, input_ids, attention_mask, prompt, **kwargs)
+        found = generate_segments(
             self.compressor, input_ids, attention_mask, prompt, segment_length=segment_lengths, **kwargs
         )
         return found.sequences

@@ -161,7 +161,9 @@ class Stack:
         total = seen.valid.shape[1]
         order = torch.ones(size, total, dtype=torch.bool, device=seen.valid.device).tril(total - size)
         visible = order & seen.valid[:, None, None]
-        return torch.where(visible, seen.log_gate[:, None, None].to(dtype), torch.finfo(dtype).min)
+        # Autocast may narrow the mask to bf16, in which the smallest fp32 number is infinite.
+        hidden = max(torch.finfo(dtype).min, torch.finfo(torch.bfloat16).min)
+        return torch.where(visible, seen.log_gate[:, None, None].to(dtype), hidden)
 
     def _one_sequence(self, seen: Columns, columns: Columns) -> dict[str, Any]:
         """Tell flash attention that a single row is one sequence, which it would guess from its positions."""

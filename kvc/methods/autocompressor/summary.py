@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvc.methods.autocompressor.softprompt import SoftPrompt
@@ -82,6 +83,13 @@ class Summary(nn.Module, ABC):
 
     needs_cache: bool = False
     """Whether summarising goes on from the keys and values of the segment."""
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse a model that the summary does not fit.
+
+        Raises:
+            UserError: If it does not.
+        """
 
     def mark(self, input_ids: torch.Tensor, valid: torch.Tensor | None, lengths: list[int], count: int) -> Marked:
         """Put control tokens into a text.

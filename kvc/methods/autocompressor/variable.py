@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
@@ -89,6 +90,10 @@ class VariableSummary(Summary):
         column = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         last = (column if valid is None else column.masked_fill(~valid, -1)).amax(-1, keepdim=True)
         return input_ids.masked_fill(column == last, self.controls.sum_token_id)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """See `Summary`."""
+        self.controls.check(model)
 
     def unwritable(self) -> list[int]:
         """See `Summary`."""
@@ -171,7 +176,7 @@ class VariableSummary(Summary):
         vectors, logits, kept = [], [], []
         for step in range(self.max_len):
             column = Columns.of_slots(z[:, None], active[:, None] if ragged else None)
-            z = stack.read(z[:, None], column, segment.cache, held)[:, 0]
+            z = stack.read(z[:, None].to(segment.prompt.vectors), column, segment.cache, held)[:, 0]
             held = held + column
             stop = self.controls.stop(head, z)
             vectors.append(z)
