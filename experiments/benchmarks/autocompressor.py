@@ -11,8 +11,8 @@ Both read the same blocks, K substeps of S segments, and give the same loss and 
 
 `checkpointed` is ours with `segment_gradient_checkpointing`. Arms run in turn, each round beginning with another;
 medians over rounds, ratios of medians. The sum over processes is made in a group of one, which costs its calls and
-copies but no network. Peak memory is that of one step beyond model and input: on a CPU of a process of its own, on a GPU
-what was allocated. With more substeps the block grows, so memory shows what a longer block costs.
+copies but no network. Peak memory is that of one step beyond model and input: on a CPU of a process of its own, on a
+GPU what was allocated. With more substeps the block grows, so memory shows what a longer block costs.
 """
 
 import argparse

@@ -342,6 +342,30 @@ def test_records_of_a_batch_are_those_of_its_rows(tiny_folder: Path, summary: An
             assert scores == pytest.approx(alone["arms"][arm], rel=1e-3, abs=1e-5), arm
 
 
+def test_the_full_text_is_read_where_it_fits_the_table_of_positions(tmp_path: Path, tiny_folder: Path) -> None:
+    from transformers import AutoTokenizer, OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=1536,
+        hidden_size=16,
+        word_embed_proj_dim=16,
+        ffn_dim=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    OPTForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_folder).save_pretrained(tmp_path)
+    with torch.no_grad():
+        (short,) = method(tmp_path).eval().records(batch(1))
+        (extended,) = method(tmp_path, max_position_embeddings=TOKENS).eval().records(batch(1))
+    assert list(short["arms"]) == ["method", "no_context", "base_no_context"]
+    assert list(extended["arms"]) == ["method", "no_context", "full", "base_no_context", "base_full"]
+    assert short["arms"]["method"] == pytest.approx(extended["arms"]["method"])
+    with pytest.raises(UserError, match="max_position_embeddings"):
+        method(tiny_folder, max_position_embeddings=1000)
+
+
 def test_controls_have_the_arms_that_make_sense() -> None:
     full = arms_of([5, 5, 5], True, False, False)
     assert list(full) == [

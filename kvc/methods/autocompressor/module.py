@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from kvc.core import seeds
 from kvc.core.backbone import Backbone
@@ -19,6 +20,7 @@ from kvc.methods.autocompressor.cutting import Cutting, even
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.model import AutoCompressorModel
+from kvc.methods.autocompressor.positions import extend_table
 from kvc.methods.autocompressor.scoring import METHOD, summarize
 from kvc.methods.autocompressor.substeps import substep_readings
 from kvc.methods.autocompressor.summaries import Fixed, SummarySettings
@@ -49,6 +51,8 @@ class AutoCompressor(Method):
         truncate_bptt_segments: A summary gets gradients from so many segments after it, within its substep; null: all.
         substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
             of each, as published.
+        max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
+            where it fits the table.
         base_arms: Evaluate the untrained base model too; without LoRA it is loaded a second time.
         optim: Optimiser; groups: model, lora, summary.
         seed: Seed of the run.
@@ -70,6 +74,7 @@ class AutoCompressor(Method):
         segment_gradient_checkpointing: bool = False,
         truncate_bptt_segments: int | None = 1,
         substep_loss: Literal["tokens", "mean"] = "tokens",
+        max_position_embeddings: int | None = None,
         base_arms: bool = True,
         optim: Optim | None = None,
         seed: int = seeds.DEFAULT_SEED,
@@ -79,10 +84,11 @@ class AutoCompressor(Method):
         self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
         if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
+        self.max_position_embeddings = max_position_embeddings
         self.tokenizer = self.base.load_tokenizer()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.backbone = self.base.load()
+            self.backbone = self._loaded(max_position_embeddings)
             if self.base.lora is None:
                 self.backbone.float().requires_grad_(True)
             settings = summary or (Fixed(0) if self.full else Fixed())
@@ -104,6 +110,12 @@ class AutoCompressor(Method):
         )
         self._identity = self.base.identity(seed)
         self._plain: Compressor | None = None
+
+    def _loaded(self, positions: int | None) -> PreTrainedModel:
+        model = self.base.load()
+        if positions is not None:
+            extend_table(model, positions)
+        return model
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the base model."""
@@ -193,7 +205,11 @@ class AutoCompressor(Method):
 
     def _by_arm(self, score: Any, batch: Batch, lengths: list[int], arms: dict[str, Arm]) -> dict[str, list[Record]]:
         found = {}
+        limit = self.compressor.stack.positions.limit
+        tokens = batch["input_ids"].shape[1] + (batch["option_ids"].shape[-1] if "option_ids" in batch else 0)
         for name, arm in arms.items():
+            if name != METHOD and arm.full and limit is not None and tokens > limit:
+                continue
             if not arm.base:
                 found[name] = score(self.compressor, batch, lengths, arm)
             elif self.base_arms:
@@ -207,7 +223,7 @@ class AutoCompressor(Method):
         if self.base.lora is None and self._plain is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                model = self.base.load().eval()
+                model = self._loaded(self.max_position_embeddings).eval()
             self._plain = Compressor(model, FixedSummary(model, 0))
         if self._plain is None:
             self._plain = Compressor(self.backbone, FixedSummary(self.backbone, 0))
