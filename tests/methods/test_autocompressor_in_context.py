@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from kvc.core.backbone import Backbone
 from kvc.data.demonstrations import Demonstrations
 from kvc.methods.autocompressor import AutoCompressor
-from kvc.methods.autocompressor.in_context import arms_of, summarize
+from kvc.methods.autocompressor.in_context import choice_arms, summarize_choices
 from kvc.methods.autocompressor.summaries import Fixed, Variable
 
 BLOCK = 80
@@ -93,7 +93,7 @@ def test_a_summary_pairs_the_queries() -> None:
         {"arms": {"method": scores(number < 6), "no_context": scores(number < 2)}, "correct": number < 6}
         for number in range(8)
     ]
-    summary = summarize(records, 0)
+    summary = summarize_choices(records, 0)
     assert summary.metrics["accuracy"].value == 0.75
     assert summary.arms["no_context"]["accuracy"].value == 0.25
     assert summary.differences["accuracy"]["no_context"].value == pytest.approx(0.5)
@@ -101,5 +101,5 @@ def test_a_summary_pairs_the_queries() -> None:
 
 
 def test_controls_have_no_arm_twice() -> None:
-    assert list(arms_of(True, False))[:2] == ["method", "no_context"]
-    assert list(arms_of(False, False))[:2] == ["method", "full"]
+    assert list(choice_arms(True, False))[:2] == ["method", "no_context"]
+    assert list(choice_arms(False, False))[:2] == ["method", "full"]

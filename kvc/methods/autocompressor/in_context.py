@@ -17,7 +17,7 @@ from kvc.methods.autocompressor.scoring import METHOD, mean
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 
 
-def arms_of(full: bool, compresses: bool) -> dict[str, Arm]:
+def choice_arms(full: bool, compresses: bool) -> dict[str, Arm]:
     """What is measured; the first is the method.
 
     Args:
@@ -89,7 +89,7 @@ def _repeated(prompt: SoftPrompt, times: int) -> SoftPrompt:
     )
 
 
-def summarize(records: Sequence[Record], seed: int) -> Summary:
+def summarize_choices(records: Sequence[Record], seed: int) -> Summary:
     """Accuracy of the method and of its arms on the same queries, and their paired differences.
 
     Args:

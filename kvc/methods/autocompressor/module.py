@@ -14,11 +14,11 @@ from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
-from kvc.methods.autocompressor import in_context
 from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.cutting import Cutting, even
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
+from kvc.methods.autocompressor.in_context import choice_arms, choose, summarize_choices
 from kvc.methods.autocompressor.model import AutoCompressorModel
 from kvc.methods.autocompressor.positions import extend_table
 from kvc.methods.autocompressor.scoring import METHOD, summarize
@@ -186,7 +186,7 @@ class AutoCompressor(Method):
         lengths = self.eval_lengths(batch["input_ids"].shape[1])
         if "gold" in batch:
             lengths = even(batch["input_ids"].shape[1], len(lengths))
-            found = self._by_arm(in_context.choose, batch, lengths, in_context.arms_of(self.full, self.compresses))
+            found = self._by_arm(choose, batch, lengths, choice_arms(self.full, self.compresses))
         else:
             variable = isinstance(self.summary, VariableSummary)
             found = self._by_arm(last_segment, batch, lengths, arms_of(lengths, self.full, self.compresses, variable))
@@ -233,7 +233,7 @@ class AutoCompressor(Method):
 
     def summarize(self, records: Sequence[Record]) -> Summary:
         """Loss of the last segment by context and what is recovered of it, or accuracy; rows of KV."""
-        return (in_context.summarize if "correct" in records[0] else summarize)(records, self.seed)
+        return (summarize_choices if "correct" in records[0] else summarize)(records, self.seed)
 
 
 def _positions(model: Any) -> int:
