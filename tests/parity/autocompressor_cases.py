@@ -68,6 +68,14 @@ class Case:
             meta |= entry.get("meta", {})
         return cls(path, meta, load_file(path))
 
+    def remark(self, name: str) -> dict[str, Any]:
+        """What a manifest says without a file."""
+        found: dict[str, Any] = {}
+        for manifest in sorted(self.path.parent.parent.glob("manifest*.json")):
+            entry = json.loads(manifest.read_text()).get(f"{self.path.parent.name}/{name}", {})
+            found |= entry if isinstance(entry, dict) else {}
+        return found
+
     @property
     def lengths(self) -> list[int] | int | None:
         return self.meta.get("segment_lengths")
