@@ -155,6 +155,15 @@ def test_eos_survives_several_ids_and_peft() -> None:
         OwnControls(model, "other")  # type: ignore[arg-type]
 
 
+def test_models_that_scale_their_logits_are_refused() -> None:
+    model = base()
+    model.config.logits_scaling = 1.0
+    fixed(model=model)
+    model.config.logits_scaling = 8.0
+    with pytest.raises(UserError, match="logits_scaling"):
+        fixed(model=model)
+
+
 def test_other_learned_positions_are_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
