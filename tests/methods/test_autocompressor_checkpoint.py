@@ -140,6 +140,8 @@ def test_variable_length_in_the_layout_of_the_fork(family: str, own: bool, tmp_p
     model.save_pretrained(tmp_path)
     again = AutoCompressorModel.from_pretrained(tmp_path)
     assert isinstance(again.summary.controls, TableControls)
+    AutoCompressorModel.from_pretrained(tmp_path, summary_length=2).save_pretrained(tmp_path / "fixed")
+    assert isinstance(AutoCompressorModel.from_pretrained(tmp_path / "fixed").summary, FixedSummary)
     assert again.compressor.truncate_bptt_segments == 2
     ids = text(4, 12)
     one, two = (m.compressor.read(ids, segment_lengths=[5, 7], output_softprompt=True) for m in (model, again))

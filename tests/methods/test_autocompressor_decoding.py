@@ -14,6 +14,7 @@ from kvc.methods.autocompressor.controls import TableControls
 from kvc.methods.autocompressor.decoding import generate
 from kvc.methods.autocompressor.rolling import generate_segments
 from kvc.methods.autocompressor.softprompt import SoftPrompt
+from kvc.methods.autocompressor.stopping import Stopping
 
 MAKERS: dict[str, Any] = {"fixed": fixed, "replace": lambda *a: fixed(*a, accumulate=False), "variable": variable}
 NEW = 6
@@ -97,6 +98,16 @@ def test_compressing_on_the_way_equals_reading_anew(family: str, maker: str, seg
     for row, tokens in enumerate(rows):
         expected = without_cache(compressor, tokens, one(prompt, row), segment)
         assert found.sequences[row, ids.shape[1] :].tolist() == expected, f"row {row}"
+    assert found.prompt.vectors.shape[1] == int(found.prompt.lengths.max()), "slots that no row needs"
+
+
+def test_rows_without_any_vector_go_on() -> None:
+    compressor = variable(stop=Stopping("threshold", 0.0))
+    ids, mask = padded([text(4).tolist(), text(2, seed=1).tolist()])
+    found = generate_segments(compressor, ids, mask, None, segment_length=3, max_new_tokens=NEW, eos_token_id=())
+    assert found.prompt.lengths.tolist() == [0, 0]
+    for row, tokens in enumerate([text(4).tolist(), text(2, seed=1).tolist()]):
+        assert found.sequences[row, 4:].tolist() == without_cache(compressor, tokens, None, 3)
 
 
 @torch.no_grad()
@@ -160,6 +171,10 @@ def test_bad_requests() -> None:
     soft = gated.read(ids, output_softprompt=True, soft=True).prompt
     with pytest.raises(UserError, match="eval mode"):
         generate(gated, ids, None, soft, max_new_tokens=2)
+    with pytest.raises(UserError, match="65 positions, the base model has 64"):
+        generate(fixed("opt"), text(1, 60), None, None, max_new_tokens=5)
+    with pytest.raises(UserError, match="do_sample"):
+        AutoCompressorModel(base()).generate(ids, segment_lengths=4, max_new_tokens=2, do_sample=True)
     given = variable(model=base(vocab_size=66), controls=TableControls(64, 65), insertion="given")
     with pytest.raises(UserError, match="appended"):
         generate_segments(given, ids, None, None, segment_length=3, max_new_tokens=2)

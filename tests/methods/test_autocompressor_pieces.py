@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from autocompressor_tiny import adapted, base, fixed, variable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from kvc.errors import UserError
 from kvc.methods.autocompressor import AutoCompressorModel
@@ -153,6 +155,15 @@ def test_eos_survives_several_ids_and_peft() -> None:
         OwnControls(model, "other")  # type: ignore[arg-type]
 
 
+def test_models_that_scale_their_logits_are_refused() -> None:
+    model = base()
+    model.config.logits_scaling = 1.0
+    fixed(model=model)
+    model.config.logits_scaling = 8.0
+    with pytest.raises(UserError, match="logits_scaling"):
+        fixed(model=model)
+
+
 def test_other_learned_positions_are_refused() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -163,6 +174,27 @@ def test_other_learned_positions_are_refused() -> None:
 
 def test_the_example_of_the_module() -> None:
     assert doctest.testmod(model_file).failed == 0
+
+
+@torch.no_grad()
+def test_flash_attention_is_told_that_a_row_is_one_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From positions that restart it would guess several."""
+    told: list[Any] = []
+    kernels = {"stub": "flash_attention_2"}
+    monkeypatch.setattr("kvc.methods.autocompressor.stack.kernel_of", lambda name: kernels.get(name, name))
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        told.append((kwargs.get("cu_seq_lens_q"), kwargs.get("max_length_k"), mask))
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    AttentionInterface.register("stub", attend)
+    AttentionMaskInterface.register("stub", lambda *args, **kwargs: None)
+    exact, flash = fixed("opt"), fixed(model=base("opt", "stub"))
+    ids = text(1, 12)
+    one, two = (c.read(ids, segment_lengths=6, output_softprompt=True) for c in (exact, flash))
+    torch.testing.assert_close(one.prompt.vectors, two.prompt.vectors)
+    assert told[-1][0].tolist() == [0, 3 + 6 + 3]
+    assert told[-1][1] == 12
 
 
 @torch.no_grad()

@@ -68,6 +68,14 @@ class Case:
             meta |= entry.get("meta", {})
         return cls(path, meta, load_file(path))
 
+    def remark(self, name: str) -> dict[str, Any]:
+        """What a manifest says without a file."""
+        found: dict[str, Any] = {}
+        for manifest in sorted(self.path.parent.parent.glob("manifest*.json")):
+            entry = json.loads(manifest.read_text()).get(f"{self.path.parent.name}/{name}", {})
+            found |= entry if isinstance(entry, dict) else {}
+        return found
+
     @property
     def lengths(self) -> list[int] | int | None:
         return self.meta.get("segment_lengths")
@@ -107,6 +115,9 @@ class Case:
         size, used = self.tensors["input_ids"].shape[1], self.meta.get("segment_lengths_used")
         count = len(self.tensors["substep_loss"])
         used = [self.meta["segment_lengths"]] * count if used is None else used
+        if isinstance(used[0], int):
+            each = len(used) // count
+            used = [used[k * each : (k + 1) * each] for k in range(count)]
         edges = [size * k // count for k in range(count + 1)]
         return [Substep(start, stop, lengths) for start, stop, lengths in zip(edges, edges[1:], used)]
 

@@ -135,6 +135,25 @@ def test_substeps(substeps_case: Path) -> None:
     check_gradients(case, model)
 
 
+def test_substeps_without_cutting_the_graph(substeps_case: Path) -> None:
+    case = Case.read(substeps_case)
+    expected = case.remark(f"{case.path.stem.split('_')[0]}_no_detach").get("grad_norm_embed_summary")
+    if expected is None:
+        pytest.skip("the manifest does not tell the norm")
+    model, ids = case.model().train(), case.tensors["input_ids"]
+    prompt, losses = None, []
+    for substep in case.substeps():
+        part = ids[:, substep.columns]
+        out = model(
+            part, labels=part, segment_lengths=substep.segment_lengths, softprompt=prompt, output_softprompt=True
+        )
+        prompt = out.prompt
+        losses.append(out.loss)
+    torch.stack(losses).sum().backward()
+    norm = gradients_of(model)["embed_summary.weight"].norm()
+    assert float(norm) == pytest.approx(expected, rel=1e-3)
+
+
 @torch.no_grad()
 def test_metrics(metrics_case: Path) -> None:
     case = Case.read(metrics_case)

@@ -38,6 +38,9 @@ def generate(
     """
     check_request(compressor, input_ids, attention_mask)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    limit, most = compressor.stack.positions.limit, int(mask.sum(-1).max()) + int(kwargs.get("max_new_tokens") or 0)
+    if limit is not None and most > limit:
+        raise UserError(f"max_new_tokens: prompt and answer need {most} positions, the base model has {limit}")
     arguments: dict[str, Any] = {"attention_mask": mask}
     positions = compressor.stack.positions
     text = torch.ones(input_ids.shape[1], dtype=torch.bool, device=input_ids.device)

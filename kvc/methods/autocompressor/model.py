@@ -238,6 +238,9 @@ class AutoCompressorModel(nn.Module):
         prompt = as_prompt(softprompt, softprompt_mask)
         if segment_lengths is None:
             return generate(self.compressor, input_ids, attention_mask, prompt, **kwargs)
+        known = {"max_new_tokens", "sampler", "eos_token_id", "output_logits", "generator"}
+        if unknown := sorted(kwargs.keys() - known):
+            raise UserError(f"{unknown[0]}: not a setting of decoding with segment_lengths, which has {sorted(known)}")
         found = generate_segments(
             self.compressor, input_ids, attention_mask, prompt, segment_length=segment_lengths, **kwargs
         )

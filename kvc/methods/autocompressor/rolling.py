@@ -183,17 +183,20 @@ class _State:
         states = compressor.stack.read(slots, behind, self.cache, self.held)
         text = self.held.valid & self.held.text
         segment = Segment(states[:, :0], states, due, text, self.ids, self.held + behind, self.cache, self.prompt)
-        self.prompt, _ = compressor.summary.summarize(compressor.stack, segment, False, self.generator)
+        after, _ = compressor.summary.summarize(compressor.stack, segment, False, self.generator)
+        # Rows end their segments at different steps, and each leaves slots that the others do not fill.
+        self.prompt = after.packed()
         if bool(due.all()):
             self.restart()
             return
         self.cache.crop(columns - self.cache.get_seq_length())
         self.held = replace(self.held, valid=self.held.valid & ~due[:, None], padded=True)
         vectors = self.prompt.vectors
-        fresh = Columns.of_slots(vectors, self.prompt.valid & due[:, None])
-        compressor.stack.read(vectors, fresh, self.cache, self.held)
-        self.held = self.held + fresh
-        self.ids = torch.cat([self.ids, self.ids.new_zeros(vectors.shape[:2])], dim=1)
+        if vectors.shape[1]:
+            fresh = Columns.of_slots(vectors, self.prompt.valid & due[:, None])
+            compressor.stack.read(vectors, fresh, self.cache, self.held)
+            self.held = self.held + fresh
+            self.ids = torch.cat([self.ids, self.ids.new_zeros(vectors.shape[:2])], dim=1)
         self._drop_columns()
 
     def _drop_columns(self) -> None:

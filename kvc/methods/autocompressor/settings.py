@@ -82,6 +82,8 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
     fields: dict[str, Any] = {"segment_gradient_checkpointing": compressor.segment_gradient_checkpointing}
     if isinstance(summary, FixedSummary):
         fields |= {"summary_length": summary.length, "accumulate_summary": summary.accumulate}
+        if getattr(compressor.model.config, "sum_token_id", None) is not None:
+            fields["sum_token_id"] = None
         table = summary.embed_summary.weight.detach().to(dtype)
         return ({SUMMARY: table} if summary.length else {}), fields
     if not isinstance(summary, VariableSummary):

@@ -105,6 +105,15 @@ class SoftPrompt:
             self.uses,
         )
 
+    def packed(self) -> "SoftPrompt":
+        """The same vectors in the same order, without slots that no row needs."""
+        if self.mask is None:
+            return self
+        order = (~self.mask).long().argsort(dim=-1, stable=True)[:, : int(self.lengths.max())]
+        wide = order[..., None].expand(-1, -1, self.vectors.shape[-1])
+        gate = None if self.log_gate is None else self.log_gate.gather(1, order)
+        return SoftPrompt(self.vectors.gather(1, wide), self.mask.gather(1, order), gate, self.uses)
+
     def where(self, rows: torch.Tensor, other: "SoftPrompt") -> "SoftPrompt":
         """These vectors in the rows bool `[B]`, and those of `other` in the rest."""
         width = max(self.vectors.shape[1], other.vectors.shape[1])

@@ -168,7 +168,7 @@ class Stack:
     def _one_sequence(self, seen: Columns, columns: Columns) -> dict[str, Any]:
         """Tell flash attention that a single row is one sequence, which it would guess from its positions."""
         size, total = columns.valid.shape[1], seen.valid.shape[1]
-        flash = str(self.model.config._attn_implementation).startswith("flash")
+        flash = kernel_of(str(self.model.config._attn_implementation)).startswith("flash")
         if not flash or seen.padded or len(seen.valid) > 1 or size == 1 or self.positions.limit is None:
             return {}
         ends = [torch.tensor([0, n], dtype=torch.int32, device=seen.valid.device) for n in (size, total)]

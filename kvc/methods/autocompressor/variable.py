@@ -126,7 +126,7 @@ class VariableSummary(Summary):
             text = text & ~self.controls.among(segment.input_ids)
         tokens, before = text.sum(-1), segment.prompt.lengths
         everywhere = torch.ones_like(before, dtype=torch.bool) if active is None else active
-        z, stop_logit, kept = self._loop(stack, segment, first, everywhere, active is not None, soft, generator)
+        z, stop_logit, kept = self._loop(stack, segment, first, everywhere, soft, generator)
         if soft:
             log_gate = log_gates(stop_logit, self.gate)
             gate = log_gate.exp()
@@ -163,7 +163,6 @@ class VariableSummary(Summary):
         segment: Segment,
         first: torch.Tensor,
         active: torch.Tensor,
-        ragged: bool,
         soft: bool,
         generator: torch.Generator | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -175,7 +174,8 @@ class VariableSummary(Summary):
         z, held, ended = first, segment.held, ~active
         vectors, logits, kept = [], [], []
         for step in range(self.max_len):
-            column = Columns.of_slots(z[:, None], active[:, None] if ragged else None)
+            # What rows without a summary read here is dropped.
+            column = Columns.of_slots(z[:, None], None)
             z = stack.read(z[:, None].to(segment.prompt.vectors), column, segment.cache, held)[:, 0]
             held = held + column
             stop = self.controls.stop(head, z)
