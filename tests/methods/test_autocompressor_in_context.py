@@ -69,10 +69,10 @@ def test_the_choice_is_that_of_one_option_at_a_time(tiny_folder: Path) -> None:
             best = min(range(4), key=found.__getitem__)
             assert record["arms"][name]["chosen"] == best
             assert record["arms"][name]["correct"] == (best == int(batch["gold"][row]))
-        assert record["arms"]["method"]["kv_context"] == 6
-        assert record["arms"]["full"]["kv_context"] == len(told)
+        assert record["arms"]["method"]["kv_tokens_context"] == 6
+        assert record["arms"]["full"]["kv_tokens_context"] == len(told)
         assert record["correct"] == record["arms"]["method"]["correct"]
-    assert set(made.summarize(records).metrics) == {"accuracy", "kv_share", "kv_context"}
+    assert set(made.summarize(records).metrics) == {"accuracy", "kv_share", "kv_tokens_context", "kv_bytes_context"}
 
 
 @torch.no_grad()
@@ -87,7 +87,7 @@ def test_rows_with_different_numbers_of_vectors_do_not_disturb_each_other(tiny_f
 
 def test_a_summary_pairs_the_queries() -> None:
     def scores(right: bool) -> dict[str, Any]:
-        return {"correct": right, "kv_share": 0.5, "kv_context": 6}
+        return {"correct": right, "kv_share": 0.5, "kv_tokens_context": 6}
 
     records = [
         {"arms": {"method": scores(number < 6), "no_context": scores(number < 2)}, "correct": number < 6}

@@ -325,9 +325,15 @@ def test_rows_of_kv(tiny_folder: Path) -> None:
         assert [segment["vectors"] for segment in record["segments"]] == [3, 3]
         assert [segment["facts"] for segment in record["segments"]] == [3, 1]
         assert arms["method"]["kv_share"] == pytest.approx(share / 21)
-        assert arms["method"]["kv_peak"] == max(peak, final)
-        assert (arms["method"]["kv_final"], arms["full"]["kv_peak"], arms["full"]["kv_share"]) == (final, 31, 1.0)
-        assert (arms["no_context"]["kv_peak"], arms["no_context"]["kv_share"]) == (10, 0.0)
+        assert arms["method"]["kv_tokens_peak"] == max(peak, final)
+        assert (arms["method"]["kv_tokens_final"], arms["full"]["kv_tokens_peak"], arms["full"]["kv_share"]) == (
+            final,
+            31,
+            1.0,
+        )
+        # Keys and values, 2 layers, 2 KV heads of 8, float32.
+        assert arms["method"]["kv_bytes_final"] == final * 2 * 2 * 2 * 8 * 4
+        assert (arms["no_context"]["kv_tokens_peak"], arms["no_context"]["kv_share"]) == (10, 0.0)
 
 
 @pytest.mark.parametrize("summary", [Fixed(3), Variable(3), Variable(3, gate="log", compress_stop_threshold=0.1)])
@@ -388,8 +394,8 @@ def scores(nll: float, tokens: int = 10, vectors: int = 2, facts: int = 1) -> di
         "answer_right": 1,
         "answer_tokens": 3,
         "kv_share": 0.1,
-        "kv_peak": 20,
-        "kv_final": 12,
+        "kv_tokens_peak": 20,
+        "kv_tokens_final": 12,
     }
 
 

@@ -63,8 +63,8 @@ def last_segment(compressor: Compressor, batch: Batch, lengths: list[int], arm: 
 
     Returns:
         For each row: `nll` and `right` over `tokens`, `answer_nll` over `answer_tokens`; rows of KV per layer and head
-        `kv_peak` and `kv_final`; `kv_share`, rows before the last segment by tokens before it; `segments`, for each one
-        that was summarised its `tokens`, `vectors` and `facts`.
+        `kv_tokens_peak` and `kv_tokens_final`; `kv_share`, rows before the last segment by tokens before it;
+        `segments`, for each one that was summarised its `tokens`, `vectors` and `facts`.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     tail = lengths[-1]
@@ -94,8 +94,8 @@ def last_segment(compressor: Compressor, batch: Batch, lengths: list[int], arm: 
         "answer_nll": (nll * answer).sum(-1),
         "answer_right": (right & answer).sum(-1),
         "answer_tokens": answer.sum(-1),
-        "kv_peak": torch.maximum(peak, final),
-        "kv_final": final,
+        "kv_tokens_peak": torch.maximum(peak, final),
+        "kv_tokens_final": final,
         "kv_share": before / context.clamp(min=1),
     }
     rows = zip(*(column.tolist() for column in columns.values()))

@@ -46,8 +46,8 @@ def choose(compressor: Compressor, batch: Batch, lengths: list[int], arm: Arm) -
         arm: What stands before the query.
 
     Returns:
-        For each row: `chosen`, `correct`, and rows of KV per layer and head before the query, `kv_context`, also as a
-        share of the demonstrations' tokens, `kv_share`.
+        For each row: `chosen`, `correct`, and rows of KV per layer and head before the query, `kv_tokens_context`,
+        also as a share of the demonstrations' tokens, `kv_share`.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     asked, shown, answer = (batch[f"option_{name}"].flatten(0, 1) for name in ("ids", "mask", "answer"))
@@ -74,7 +74,7 @@ def choose(compressor: Compressor, batch: Batch, lengths: list[int], arm: Arm) -
     columns = {
         "chosen": best.tolist(),
         "correct": (best == batch["gold"]).tolist(),
-        "kv_context": held.tolist(),
+        "kv_tokens_context": held.tolist(),
         "kv_share": (held / told.clamp(min=1)).tolist(),
     }
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
@@ -103,7 +103,7 @@ def summarize_choices(records: Sequence[Record], seed: int) -> Summary:
         scores = [record["arms"][arm] for record in records]
         right[arm] = [float(score["correct"]) for score in scores]
         values = {"accuracy": bootstrap_mean(right[arm], seed)}
-        values |= {key: mean([score[key] for score in scores], weights) for key in ("kv_share", "kv_context")}
+        values |= {key: mean([score[key] for score in scores], weights) for key in scores[0] if key.startswith("kv_")}
         if arm == METHOD:
             summary.metrics = values
             continue

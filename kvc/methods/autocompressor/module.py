@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
 
+from kvc.cache.accounting import cache_bytes
 from kvc.core import seeds
-from kvc.core.backbone import Backbone
+from kvc.core.backbone import Backbone, decoder
 from kvc.core.method import Method, StepOutput
 from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
@@ -59,7 +61,14 @@ class AutoCompressor(Method):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("id", "input_ids", "attention_mask", "labels")
-    headline: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "answer_loss", "recovered", "kv_share", "kv_peak")
+    headline: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "perplexity",
+        "answer_loss",
+        "recovered",
+        "kv_share",
+        "kv_tokens_peak",
+    )
 
     def __init__(
         self,
@@ -215,7 +224,16 @@ class AutoCompressor(Method):
             elif self.base_arms:
                 with self._base() as compressor:
                     found[name] = score(compressor, batch, lengths, arm)
+        for held in (scores for rows in found.values() for scores in rows):
+            rows = {key: value for key, value in held.items() if key.startswith("kv_tokens_")}
+            held |= {key.replace("tokens", "bytes"): value * self._row_bytes for key, value in rows.items()}
         return found
+
+    @cached_property
+    def _row_bytes(self) -> float:
+        """Bytes of one row of KV in all layers and heads, as the model holds it."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.backbone.device)
+        return cache_bytes(decoder(self.backbone)(ids, use_cache=True).past_key_values) / 2
 
     @contextmanager
     def _base(self) -> Iterator[Compressor]:

@@ -17,7 +17,6 @@ RATIOS = {
     "answer_accuracy": ("answer_right", "answer_tokens"),
 }
 RECOVERED = {"recovered": "loss", "answer_recovered": "answer_loss"}
-ROWS = ("kv_share", "kv_peak", "kv_final")
 
 
 class Ratio(NamedTuple):
@@ -35,7 +34,7 @@ def summarize(records: Sequence[Record], seed: int) -> Summary:
     given where the interval of the former is above 0.
 
     Args:
-        records: With `arms`, name to sums and rows of KV, and `segments`.
+        records: With `arms`, name to sums and what is held (`kv_*`), and `segments`.
         seed: Seed of the bootstrap; all arms are resampled alike.
     """
     n = len(records)
@@ -48,7 +47,9 @@ def summarize(records: Sequence[Record], seed: int) -> Summary:
         values = {name: interval(ratio.value, ratio.resampled, n) for name, ratio in ratios[arm].items()}
         loss = ratios[arm]["loss"]
         values["perplexity"] = interval(np.exp(loss.value), np.exp(loss.resampled), n)
-        values |= {name: mean([score[name] for score in scores], weights) for name in ROWS}
+        values |= {
+            name: mean([score[name] for score in scores], weights) for name in scores[0] if name.startswith("kv_")
+        }
         if arm == METHOD:
             summary.metrics = values
             continue
