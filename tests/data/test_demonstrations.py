@@ -87,3 +87,9 @@ def test_demonstrations_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     data = made(path=written(tmp_path, *ROWS), block_size=4)
     with pytest.raises(UserError, match=r"data.block_size: the demonstrations of query 0"):
         next(iter(data.test_dataloader()))
+
+
+def test_the_sample_is_read() -> None:
+    data = made(path=str(Path(__file__).parents[2] / "data" / "samples" / "demonstrations.jsonl"), block_size=60)
+    (batch,) = data.test_dataloader()
+    assert batch["option_ids"].shape[:2] == (2, 2)

@@ -79,6 +79,12 @@ def test_documents_may_be_separated_and_limited(tmp_path: Path) -> None:
     assert [len(data.parts[split]) for split in SPLITS] == [4, 1, 2]
 
 
+def test_the_sample_is_read() -> None:
+    data = made(path=str(Path(__file__).parents[2] / "data" / "samples" / "texts.jsonl"), block_size=8, split=(1, 0, 0))
+    assert len(data.parts["train"]) >= 6
+    assert not data.has_split("val")
+
+
 def test_several_sources_are_joined(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"{name}.txt").write_text(f"The home of {'Emma' if name == 'one' else 'Karl'} is in Rome. " * 30)
