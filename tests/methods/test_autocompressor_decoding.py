@@ -125,6 +125,14 @@ def test_a_row_that_has_ended_changes_nothing() -> None:
         assert (ended[row, last:] == 0).all(), "padding follows the end"
 
 
+def test_the_cache_stays_small() -> None:
+    """Of columns that no row holds any more nothing is kept, although rows compress at different steps."""
+    compressor = fixed(accumulate=False)
+    ids, mask = padded([text(4).tolist(), text(2, seed=1).tolist()])
+    found = generate_segments(compressor, ids, mask, None, segment_length=4, max_new_tokens=40, eos_token_id=())
+    assert found.peak <= 2 * (3 + 4)
+
+
 def test_samples_are_those_of_the_seed() -> None:
     compressor, ids = fixed(), text(2, 4)
     runs = [
