@@ -117,12 +117,15 @@ def test_a_row_that_has_ended_changes_nothing() -> None:
     settings: dict[str, Any] = {"segment_length": 3, "max_new_tokens": 12}
     free = generate_segments(compressor, ids, None, None, eos_token_id=(), **settings).sequences
     end = int(free[1, 6])
-    ended = generate_segments(compressor, ids, None, None, eos_token_id=end, **settings).sequences
+    output = generate_segments(compressor, ids, None, None, eos_token_id=end, **settings)
+    ended = output.sequences
     for row in range(3):
         stop = (free[row, 4:] == end).nonzero()
         last = 5 + int(stop[0]) if len(stop) else ended.shape[1]
         assert torch.equal(ended[row, :last], free[row, :last])
         assert (ended[row, last:] == 0).all(), "padding follows the end"
+        alone = generate_segments(compressor, ids[row : row + 1], None, None, eos_token_id=end, **settings).prompt
+        torch.testing.assert_close(output.prompt.vectors[row, output.prompt.valid[row]], alone.vectors[0])
 
 
 def test_the_cache_stays_small() -> None:
