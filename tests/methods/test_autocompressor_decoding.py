@@ -117,12 +117,23 @@ def test_a_row_that_has_ended_changes_nothing() -> None:
     settings: dict[str, Any] = {"segment_length": 3, "max_new_tokens": 12}
     free = generate_segments(compressor, ids, None, None, eos_token_id=(), **settings).sequences
     end = int(free[1, 6])
-    ended = generate_segments(compressor, ids, None, None, eos_token_id=end, **settings).sequences
+    output = generate_segments(compressor, ids, None, None, eos_token_id=end, **settings)
+    ended = output.sequences
     for row in range(3):
         stop = (free[row, 4:] == end).nonzero()
         last = 5 + int(stop[0]) if len(stop) else ended.shape[1]
         assert torch.equal(ended[row, :last], free[row, :last])
         assert (ended[row, last:] == 0).all(), "padding follows the end"
+        alone = generate_segments(compressor, ids[row : row + 1], None, None, eos_token_id=end, **settings).prompt
+        torch.testing.assert_close(output.prompt.vectors[row, output.prompt.valid[row]], alone.vectors[0])
+
+
+def test_the_cache_stays_small() -> None:
+    """Of columns that no row holds any more nothing is kept, although rows compress at different steps."""
+    compressor = fixed(accumulate=False)
+    ids, mask = padded([text(4).tolist(), text(2, seed=1).tolist()])
+    found = generate_segments(compressor, ids, mask, None, segment_length=4, max_new_tokens=40, eos_token_id=())
+    assert found.peak <= 2 * (3 + 4)
 
 
 def test_samples_are_those_of_the_seed() -> None:

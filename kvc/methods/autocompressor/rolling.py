@@ -28,12 +28,14 @@ class Decoded:
         logits: Of every new token, fp32 `[B, new, V]`; None unless asked for.
         prompt: The soft prompt at the end.
         prompt_lengths: Its vectors after the forward that gave each new token, int64 `[B, new]`.
+        peak: Most columns that the cache held while text was read.
     """
 
     sequences: torch.Tensor
     logits: torch.Tensor | None
     prompt: SoftPrompt
     prompt_lengths: torch.Tensor
+    peak: int
 
 
 @torch.no_grad()
@@ -93,7 +95,7 @@ def generate_segments(
         rest, mask = new[:, None], alive[:, None]
     kept = torch.stack(logits, dim=1).float() if output_logits else None
     sequences = torch.cat([input_ids, torch.stack(tokens, dim=1)], dim=1)
-    return Decoded(sequences, kept, state.prompt, torch.stack(lengths, dim=1))
+    return Decoded(sequences, kept, state.prompt, torch.stack(lengths, dim=1), state.peak)
 
 
 @dataclass
@@ -105,6 +107,8 @@ class _State:
         cache: Keys and values of the columns held.
         held: Of a row, only its soft prompt and what it read since are valid.
         ids: Tokens of the columns held, 0 where there is none, int64 `[B, K]`.
+        generator: Draws random stops.
+        peak: Most columns held while text was read.
     """
 
     compressor: Compressor
@@ -113,6 +117,7 @@ class _State:
     held: Columns
     ids: torch.Tensor
     generator: torch.Generator | None
+    peak: int = 0
 
     @classmethod
     def begin(
@@ -167,6 +172,7 @@ class _State:
         hidden = compressor.stack.read(embeddings, columns, self.cache, self.held)
         self.held = self.held + columns
         self.ids = torch.cat([self.ids, input_ids], dim=1)
+        self.peak = max(self.peak, self.ids.shape[1])
         due = (self.held.valid & self.held.text).sum(-1) >= size
         if bool(due.any()):
             self.summarize(due, embeddings)
