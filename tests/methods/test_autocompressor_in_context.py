@@ -85,6 +85,14 @@ def test_rows_with_different_numbers_of_vectors_do_not_disturb_each_other(tiny_f
         assert alone == record
 
 
+@torch.no_grad()
+def test_demonstrations_may_be_shorter_than_the_blocks_of_training(tiny_folder: Path) -> None:
+    made = AutoCompressor(Backbone(pretrained=str(tiny_folder)), Fixed(3), segment_lengths=[200, 100]).eval()
+    same = AutoCompressor(Backbone(pretrained=str(tiny_folder)), Fixed(3), segments_per_substep=2).eval()
+    batch = queries(made)
+    assert made.records(batch) == same.records(batch)
+
+
 def test_a_summary_pairs_the_queries() -> None:
     def scores(right: bool) -> dict[str, Any]:
         return {"correct": right, "kv_share": 0.5, "kv_tokens_context": 6}

@@ -49,6 +49,11 @@ class Cutting:
         self.count, self.segments, self.given, self.random = substeps, segments, list(lengths), random
         self.max_positions, self.min_length = max_positions, min_length
 
+    @property
+    def total(self) -> int:
+        """Segments of a block."""
+        return self.count * (len(self.given) or self.segments)
+
     def substeps(self, tokens: int, generator: torch.Generator | None = None) -> list[Substep]:
         """Substeps of a block; they end where it ends.
 

@@ -136,8 +136,9 @@ class AutoCompressor(Method):
 
     def setup(self, stage: str) -> None:
         """Check that the blocks are long enough."""
-        tokens = getattr(self.trainer.datamodule, "block_size", None)  # type: ignore[attr-defined]
-        if tokens is not None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        tokens = getattr(data, "block_size", None)
+        if tokens is not None and "gold" not in data.gives:
             self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
 
     def as_model(self) -> AutoCompressorModel:
@@ -192,11 +193,12 @@ class AutoCompressor(Method):
 
         A batch with `gold` holds queries about demonstrations instead; see `kvc.data.demonstrations`.
         """
-        lengths = self.eval_lengths(batch["input_ids"].shape[1])
+        tokens = batch["input_ids"].shape[1]
         if "gold" in batch:
-            lengths = even(batch["input_ids"].shape[1], len(lengths))
+            lengths = even(tokens, self.cutting.total)
             found = self._by_arm(choose, batch, lengths, choice_arms(self.full, self.compresses))
         else:
+            lengths = self.eval_lengths(tokens)
             variable = isinstance(self.summary, VariableSummary)
             found = self._by_arm(last_segment, batch, lengths, arms_of(lengths, self.full, self.compresses, variable))
         records = []
