@@ -7,10 +7,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NAME ?= demo
+# Of `make autocompressor`; a BASE without an owner is one of OPT's, or `tiny`.
+BASE ?= opt-125m
+BATCH ?= 16
+LR ?= 2e-5
+NUM_GPUS ?= 1
+CML ?= 50
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint tensorboard clean
+.PHONY: help setup demo autocompressor test lint tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
@@ -28,6 +34,16 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## Train and test the COMP classifier on the tiny model: table and picture in runs/demo
 	$(BIN)/python -m kvc fit --config configs/comp/tiny.yaml --name $(NAME)
 	$(BIN)/python -m kvc compare runs/$(NAME)
+
+# The batch is that of all GPUs together; one block at a time fits any of them.
+autocompressor: $(STAMP) ## Train a variable-length AutoCompressor: BASE=opt-125m BATCH=16 LR=2e-5 NUM_GPUS=1 CML=50
+	HF_HUB_OFFLINE=$(if $(filter tiny,$(BASE)),1,0) $(BIN)/python -m kvc fit \
+	  --config configs/autocompressor/$(if $(filter tiny,$(BASE)),tiny_variable,$(if $(findstring lama,$(BASE)),llama2_7b_6k,opt_125m)).yaml \
+	  --model.backbone.pretrained $(if $(findstring /,$(BASE))$(filter tiny,$(BASE)),$(BASE),facebook/$(BASE)) \
+	  --model.summary kvc.methods.autocompressor.summaries.Variable --model.summary.compression_max_len $(CML) \
+	  --model.optim.lr $(LR) --data.batch_size 1 --trainer.devices $(NUM_GPUS) \
+	  --trainer.accumulate_grad_batches $$(( $(BATCH) / $(NUM_GPUS) )) \
+	  --name autocompressor-$(notdir $(BASE))
 
 test: lint ## Lint, types and the test suite
 	$(BIN)/python -m pytest -n 2

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +15,23 @@ if TYPE_CHECKING:
     from kvc.runs import RunFolder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+PUBLISHED = {
+    "summary_length": "kvc.methods.autocompressor.AutoCompressorModel",
+    "sum_token_id": "kvc.methods.autocompressor.AutoCompressorModel",
+}
+"""Keys of a `config.json` that tell a checkpoint published by others, and what loads it by `from_pretrained`."""
 
 
-def load(source: str | os.PathLike[str], device: str = "cpu") -> "KvcModule":
+def load(source: str | os.PathLike[str], device: str = "cpu") -> Any:
     """Load a trained method (or an evaluation, which needs no training).
 
     Args:
-        source: A run folder, a folder written by `python -m kvc export`, or a Hub id `owner/name`.
+        source: A run folder, a folder written by `python -m kvc export`, a folder in the layout of the published
+            AutoCompressors, or a Hub id `owner/name` of one.
         device: Where to put it, e.g. `cpu` or `cuda:0`.
 
     Returns:
-        The method in eval mode.
+        The method in eval mode; of a published checkpoint its model.
 
     Raises:
         UserError: If there is no method at `source`, it was trained on another base model, or files are broken.
@@ -44,9 +51,21 @@ def load(source: str | os.PathLike[str], device: str = "cpu") -> "KvcModule":
         model: KvcModule = load_export(folder)
     elif (folder / CONFIG).is_file():
         model = load_run(RunFolder(folder))
+    elif (path := _published(folder)) is not None:
+        module, _, name = path.rpartition(".")
+        model = getattr(import_module(module), name).from_pretrained(folder)
     else:
         raise UserError(f"{folder} holds neither {MANIFEST} (an export) nor {CONFIG} (a run folder)")
     return _to(model, device).eval()
+
+
+def _published(folder: Path) -> str | None:
+    """Import path of the class that loads a folder of others."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return next((path for key, path in PUBLISHED.items() if isinstance(config, dict) and key in config), None)
 
 
 def load_run(run: "RunFolder") -> "KvcModule":

@@ -174,7 +174,47 @@ def ccm_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
     }
 
 
-CASES: dict[str, Callable[..., Config]] = {"comp": comp_config, "lora": lora_config, "ccm": ccm_config}
+def autocompressor_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
+    """Fixed-length summaries, LoRA, two substeps of two segments of random lengths; six steps an epoch."""
+    return {
+        "trainer": deepcopy(TRAINER),
+        "model": {
+            "class_path": "kvc.methods.autocompressor.AutoCompressor",
+            "init_args": {
+                "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
+                "summary": {
+                    "class_path": "kvc.methods.autocompressor.summaries.Fixed",
+                    "init_args": {"summary_length": 3},
+                },
+                "training_substeps": 2,
+                "randomize_substeps": True,
+                "optim": {"lr": 0.01, "warmup": 2},
+            },
+        },
+        "data": {
+            "class_path": "kvc.data.documents.Documents",
+            "init_args": {"counts": [24, 6, 7], "block_size": 280, "closing": 30, "batch_size": 4},
+        },
+    }
+
+
+def variable_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
+    """The same with variable-length summaries."""
+    config = autocompressor_config(tiny_folder, dropout)
+    config["model"]["init_args"]["summary"] = {
+        "class_path": "kvc.methods.autocompressor.summaries.Variable",
+        "init_args": {"compression_max_len": 2},
+    }
+    return config
+
+
+CASES: dict[str, Callable[..., Config]] = {
+    "comp": comp_config,
+    "lora": lora_config,
+    "ccm": ccm_config,
+    "autocompressor": autocompressor_config,
+    "autocompressor_variable": variable_config,
+}
 """A configuration of every trainable method: `CASES[name](tiny_folder, dropout=0.0)`."""
 
 

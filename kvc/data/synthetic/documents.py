@@ -79,12 +79,36 @@ def _section(rng: random.Random, number: int, kind: SectionKind, fresh: list[Fac
     return segments
 
 
-def sample_document(rng: random.Random, tokens: tuple[int, int] = (512, 4096)) -> Example:
+def _closing(rng: random.Random, number: int, early: list[Fact], tokens: int) -> tuple[Segment, ...]:
+    """A section of reminders alone; what it has said before is no answer any more when it comes again."""
+    segments = [Segment(f"\nSection {number}.", "context")]
+    order = rng.sample(early, len(early))
+    written = turn = 0
+    while written < tokens:
+        added = _reminder(order[turn % len(order)])
+        if turn >= len(order):
+            added = [segment._replace(kind="context") for segment in added]
+        segments += added
+        written += sum(count_tokens(segment.text) for segment in added)
+        turn += 1
+    return tuple(segments)
+
+
+def tells_fact(segment: Segment) -> bool:
+    """Whether a segment of a document states a fact for the first time."""
+    told = segment.text.lstrip()
+    other = told.startswith(("On ", "Section ", "Remember ")) or " looked at the " in told
+    # What follows the value in a reminder (" years old.") is short.
+    return segment.kind == "context" and told.endswith(".") and len(told.split()) > 2 and not other
+
+
+def sample_document(rng: random.Random, tokens: tuple[int, int] = (512, 4096), closing: int = 0) -> Example:
     """Draw a document.
 
     Args:
         rng: Source of randomness.
         tokens: Smallest and largest number of tokens of the whole document (inclusive, up to one section off).
+        closing: Number of tokens, at least, of one more section, in which every sentence reminds of an early fact.
     """
     sections = max(2, rng.randint(*tokens) // (SECTION + 6))
     fresh = _facts(rng)
@@ -98,6 +122,8 @@ def sample_document(rng: random.Random, tokens: tuple[int, int] = (512, 4096)) -
         chunks.append(tuple(_section(rng, number, kind, fresh, told)))
         told = everything[len(fresh) :][::-1]
     early = told[: max(1, len(told) * 3 // 4)]
+    if closing:
+        chunks.append(_closing(rng, len(chunks) + 1, early, closing))
     before, value, rest = (segment.text for segment in _reminder(rng.choice(early)))
     answer = (Segment(value, "answer"), Segment(rest, "context"))
     return Example("", tuple(chunks), (Turn(before, "", answer),), value.strip())
