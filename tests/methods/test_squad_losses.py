@@ -204,7 +204,8 @@ def test_negatives_come_from_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_infonce_module_projects_the_mean_of_real_slots() -> None:
     torch.manual_seed(0)
-    term = InfoNce(4)
+    term = InfoNce()
+    mix = Mix([term], 4)
     slots = torch.randn(2, 3, 4, requires_grad=True)
     mask = torch.tensor([[True, True, True], [True, False, False]])
     reference, group = torch.randn(2, 4), torch.tensor([3, 4])
@@ -214,7 +215,8 @@ def test_infonce_module_projects_the_mean_of_real_slots() -> None:
     loss.total.backward()
     assert slots.grad is not None
     assert slots.grad.any(-1).tolist() == mask.tolist()
-    assert all(p.grad is not None for p in term.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in mix.parameters())
+    assert len(list(mix.parameters())) == 4
 
 
 def test_geometry_by_hand() -> None:
@@ -231,7 +233,7 @@ def test_geometry_by_hand() -> None:
 
 def test_terms_are_weighed_and_logged_raw() -> None:
     slots = torch.ones(3, 2, 4, requires_grad=True)
-    mix = Mix([TeacherForcing(0.5), OffdiagMargin(0.2, margin=0.3)])
+    mix = Mix([TeacherForcing(0.5), OffdiagMargin(0.2, margin=0.3)], 4)
     assert mix.needs == {"gold", "slots"}
     found = mix(Evidence(gold=two_rows(), slots=slots), torch.tensor(3))
     nll = math.log(2) + math.log(4) + math.log(8)
@@ -245,11 +247,11 @@ def test_terms_are_weighed_and_logged_raw() -> None:
 
 def test_losses_that_make_no_sense() -> None:
     with pytest.raises(UserError, match="losses: give at least one term"):
-        Mix([])
+        Mix([], 4)
     with pytest.raises(UserError, match="losses: generation is given twice"):
-        Mix([OnPolicyKd(), SelfCritical()])
+        Mix([OnPolicyKd(), SelfCritical()], 4)
     with pytest.raises(UserError, match="losses: the weight of kd must be positive, got 0"):
-        Mix([Kd(weight=0.0)])
+        Mix([Kd(weight=0.0)], 4)
     with pytest.raises(UserError, match=r"losses.kd.beta must lie between 0 and 1"):
         Kd(beta=1.5)
     with pytest.raises(UserError, match=r"losses.generation.temperature must be positive"):
@@ -257,7 +259,7 @@ def test_losses_that_make_no_sense() -> None:
     with pytest.raises(UserError, match=r"losses.generation.gold_share must lie between"):
         OnPolicyKd(gold_share=2)
     with pytest.raises(UserError, match=r"losses.contrastive.temperature must be positive"):
-        InfoNce(4, temperature=0)
+        InfoNce(temperature=0)
     with pytest.raises(ValueError, match="needs 'gold', which the step did not provide"):
         TeacherForcing()(Evidence())
     with pytest.raises(ValueError, match="needs the teacher's logits"):
@@ -338,13 +340,13 @@ def _row(evidence: Evidence, row: int) -> torch.Tensor:
         FirstErrorCe(),
         SelfCritical(),
         OffdiagMargin(margin=-1.0),
-        InfoNce(32),
+        InfoNce(),
     ],
     ids=lambda term: type(term).__name__,
 )
 def test_every_term_reaches_the_compressor(tiny_folder: Any, term: Any) -> None:
     model, compressor, _, evidence = situation(tiny_folder)
-    Mix([term])(evidence, torch.tensor(5)).loss_sum.backward()
+    Mix([term], 32)(evidence, torch.tensor(5)).loss_sum.backward()
     for name, parameter in compressor.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name

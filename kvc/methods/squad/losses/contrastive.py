@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from kvc.errors import UserError
 from kvc.methods.squad.losses.evidence import Evidence
-from kvc.methods.squad.losses.mix import Loss
+from kvc.methods.squad.losses.mix import Loss, Term
 
 
 @dataclass(frozen=True)
-class OffdiagMargin:
+class OffdiagMargin(Term):
     """ReLU(mean of cos(z_i, z_j) over pairs i != j, minus a margin), z_i the first slot of row i.
 
     Only the first slot feels it, a mean over pairs hides single collapsed ones, and below the margin there is no
@@ -44,14 +44,13 @@ class OffdiagMargin:
         return Loss((mean - self.margin).relu() * rows, torch.tensor(rows, device=first.device), per_token=False)
 
 
-class InfoNce(nn.Module):
+class InfoNce(Term):
     """The slots of a text should resemble that text's reference more than those of others (van den Oord et al. 2018).
 
     z_i is a projection of the mean of row i's slots, its positive the reference of the same row without gradient, and
     the negatives the references of all rows, of all ranks, that are about another text.
 
     Args:
-        width: D.
         weight: Factor in the whole loss.
         temperature: Of the similarities.
     """
@@ -59,14 +58,18 @@ class InfoNce(nn.Module):
     name: ClassVar[str] = "contrastive"
     needs: ClassVar[frozenset[str]] = frozenset({"slots", "slot_mask", "reference", "group"})
 
-    def __init__(self, width: int, weight: float = 0.1, temperature: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, weight: float = 0.1, temperature: float = 0.1) -> None:
         if temperature <= 0:
             raise UserError(f"losses.contrastive.temperature must be positive, got {temperature}")
         self.weight, self.temperature = weight, temperature
-        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        self.head: nn.Module = nn.Identity()
 
-    def forward(self, evidence: Evidence) -> Loss:
+    def build(self, width: int) -> nn.Module:
+        """The projection, D to D."""
+        self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width))
+        return self.head
+
+    def __call__(self, evidence: Evidence) -> Loss:
         """Summed over rows."""
         ours = self.head(slot_means(evidence.of("slots"), evidence.of("slot_mask")).float())
         values = infonce(ours, evidence.of("reference"), evidence.of("group"), self.temperature)

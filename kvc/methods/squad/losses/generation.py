@@ -14,11 +14,11 @@ import torch
 from kvc.errors import UserError
 from kvc.methods.squad.losses.evidence import IGNORED, Evidence
 from kvc.methods.squad.losses.kd import check_divergence, divergence
-from kvc.methods.squad.losses.mix import Loss
+from kvc.methods.squad.losses.mix import Loss, Term
 
 
 @dataclass(frozen=True)
-class OnPolicyKd:
+class OnPolicyKd(Term):
     """Divergence from the teacher along the student's own answers (Agarwal et al. 2024, GKD).
 
     L = mean over rows of 1/|y| sum_t D(teacher(. | text, y_<t), student(. | slots, y_<t)).
@@ -56,7 +56,7 @@ class OnPolicyKd:
 
 
 @dataclass(frozen=True)
-class FirstErrorCe:
+class FirstErrorCe(Term):
     """Cross-entropy of the gold tokens up to and with the first one that greedy decoding gets wrong; needs no teacher.
 
     Attributes:
@@ -76,7 +76,7 @@ class FirstErrorCe:
 
 
 @dataclass(frozen=True)
-class SelfCritical:
+class SelfCritical(Term):
     """- advantage x mean_t log p(y_t): the reward of a sampled answer against the greedy one (Rennie et al. 2017).
 
     The reward is the F1 that is measured in the end. It has no gradient of its own, and none at all where sample and

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kvc.errors import UserError
 from kvc.methods.squad.losses.evidence import Evidence
-from kvc.methods.squad.losses.mix import Loss
+from kvc.methods.squad.losses.mix import Loss, Term
 
 
 def divergence(
@@ -59,7 +59,7 @@ def check_divergence(name: str, beta: float, temperature: float) -> None:
 
 
 @dataclass(frozen=True)
-class Kd:
+class Kd(Term):
     """Divergence from the teacher at each token of the gold answer.
 
     Attributes:

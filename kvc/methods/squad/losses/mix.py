@@ -1,9 +1,11 @@
 """A weighted sum of terms."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import nn
 
 from kvc.errors import UserError
 from kvc.methods.squad.losses.evidence import Evidence
@@ -28,27 +30,26 @@ class Loss(NamedTuple):
         return self.total / self.units.clamp(min=1)
 
 
-class Term(Protocol):
-    """A part of the loss."""
+class Term(ABC):
+    """A part of the loss.
 
-    @property
-    def weight(self) -> float:
-        """Its factor."""
-        ...
+    Attributes:
+        weight: Its factor.
+        name: Under which it is logged; terms of one name exclude each other.
+        needs: What it looks at: fields of `Evidence`, and `gold.teacher` and `own.teacher` for the teacher's logits.
+    """
 
-    @property
-    def name(self) -> str:
-        """Under which it is logged."""
-        ...
+    weight: float
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What it looks at: fields of `Evidence`, and `gold.teacher` and `own.teacher` for the teacher's logits."""
-        ...
-
+    @abstractmethod
     def __call__(self, evidence: Evidence) -> Loss:
         """Its value."""
-        ...
+
+    def build(self, width: int) -> nn.Module | None:
+        """Make the weights of its own that are trained along, for slots of this width; None if it has none."""
+        return None
 
 
 class Mixed(NamedTuple):
@@ -65,7 +66,7 @@ class Mixed(NamedTuple):
     raw: dict[str, torch.Tensor]
 
 
-class Mix:
+class Mix(nn.Module):
     """sum_k w_k L_k.
 
     Terms over tokens are summed, so that rows weigh by their tokens on any number of ranks. Other terms are means over
@@ -73,12 +74,14 @@ class Mix:
 
     Args:
         terms: Different terms with positive weights.
+        width: Of the slots, for terms with weights of their own.
 
     Raises:
         UserError: If there is none, one twice, or a weight that is not positive.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], width: int) -> None:
+        super().__init__()
         names = [term.name for term in terms]
         if not terms:
             raise UserError("losses: give at least one term")
@@ -90,13 +93,14 @@ class Mix:
                     f"losses: the weight of {term.name} must be positive, got {term.weight}; or leave it out"
                 )
         self.terms = list(terms)
+        self.heads = nn.ModuleDict({term.name: head for term in terms if (head := term.build(width)) is not None})
 
     @property
     def needs(self) -> frozenset[str]:
         """What any term looks at: a step need not work out more."""
         return frozenset[str]().union(*(term.needs for term in self.terms))
 
-    def __call__(self, evidence: Evidence, num_tokens: torch.Tensor) -> Mixed:
+    def forward(self, evidence: Evidence, num_tokens: torch.Tensor) -> Mixed:
         """Add the terms up.
 
         Args:

@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from kvc.methods.squad.losses.evidence import Evidence
-from kvc.methods.squad.losses.mix import Loss
+from kvc.methods.squad.losses.mix import Loss, Term
 
 
 @dataclass(frozen=True)
-class TeacherForcing:
+class TeacherForcing(Term):
     """- log p(a_t | prompt, a_<t), over all answer tokens with the end token.
 
     Attributes:
