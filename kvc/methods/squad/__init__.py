@@ -1,5 +1,6 @@
 """Compressed contexts for question answering: a text becomes a few vectors that a language model reads as its input."""
 
+from kvc.methods.squad.anchor import Anchors
 from kvc.methods.squad.budget import Budget, FixedRatio, FixedSlots
 from kvc.methods.squad.convolution import Convolution
 from kvc.methods.squad.cross_attention import CrossAttention
@@ -10,6 +11,7 @@ from kvc.methods.squad.pooling import WeightedPooling
 from kvc.methods.squad.source import Source
 
 __all__ = [
+    "Anchors",
     "Budget",
     "Convolution",
     "CrossAttention",
