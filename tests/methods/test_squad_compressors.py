@@ -239,11 +239,15 @@ def test_windows_of_a_mean_pool_have_the_size_of_the_ratio() -> None:
     pooled = MeanPool(D, 1.0, project=False, norm=False)(text, torch.ones(1, 11), FixedRatio(4))
     expected = torch.stack([text[0, 0:4].mean(0), text[0, 4:8].mean(0), text[0, 8:11].mean(0)])
     torch.testing.assert_close(pooled.slots[0], expected)
-    for length in range(1, 60):
-        counts = FixedRatio(2.5).counts(torch.tensor([length]))
-        found = windows(plan([length], counts.tolist(), 2.5))
-        assert (found.end > found.start).all()
-        assert found.end[0, -1] == length
+    for ratio in (1.1, 2.5, 3.3, 4.7):
+        lengths = torch.arange(1, 200)
+        counts = FixedRatio(ratio).counts(lengths)
+        found = windows(plan(lengths.tolist(), counts.tolist(), ratio))
+        sizes = (found.end - found.start).where(torch.arange(found.end.shape[1]) < counts[:, None], 1)
+        assert (sizes > 0).all()
+        last = (counts - 1)[:, None]
+        assert torch.equal(found.end.gather(1, last)[:, 0], lengths)
+        assert torch.equal(found.start[:, 1:], found.end[:, :-1])
 
 
 @torch.no_grad()
@@ -285,6 +289,8 @@ def test_more_slots_than_the_compressor_has(name: str) -> None:
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(UserError, match=r"compressor.heads: 5 do not divide"):
         CrossAttention(D, 1.0, heads=5)
+    with pytest.raises(UserError, match=r"compressor.iterations must be at least 1"):
+        CrossAttention(D, 1.0, iterations=0)
     with pytest.raises(UserError, match=r"compressor.slots must be at least 1"):
         Latent(D, 1.0, slots=0)
 

@@ -187,8 +187,9 @@ class Squad(KvcDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Source, sizes, what was dropped, and the share of answers that truncation loses."""
-        sizes = {name: len(self.rows(name)) for name in SPLITS if self.has_split(name)}
-        lost = {name: self.answer_lost(name) for name in sizes if name != "train"}
+        # A split that nobody used is not tokenised for its size.
+        sizes = {name: len(self._rows.get(name, self.examples[name])) for name in SPLITS if self.has_split(name)}
+        lost = {name: self.answer_lost(name) for name in self._rows if name != "train"}
         about = {"source": self.path, "splits": sizes, "dropped": dict(self.dropped)}
         return about | ({"answer_lost": lost} if self.long_eval == "truncate" else {})
 

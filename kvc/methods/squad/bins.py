@@ -46,8 +46,10 @@ def windows(plan: Plan) -> Bins:
     """Windows of a fixed number of tokens, the last one shorter; even bins where the number of slots is fixed."""
     if plan.window is None:
         return even_bins(plan.lengths, plan)
-    edge = (torch.arange(plan.mask.shape[1] + 1, device=plan.lengths.device) * plan.window).floor().long()
-    edges = torch.minimum(edge, plan.lengths[:, None])
+    slot = torch.arange(plan.mask.shape[1] + 1, device=plan.lengths.device)
+    n = plan.lengths[:, None]
+    # The last window ends with the text, whatever is lost by rounding a ratio that is no whole number.
+    edges = torch.where(slot < plan.counts[:, None], torch.minimum((slot.double() * plan.window).long(), n), n)
     return Bins(edges[:, :-1], edges[:, 1:])
 
 

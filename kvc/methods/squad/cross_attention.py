@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from kvc.errors import UserError
 from kvc.methods.squad.attention import SlotAttention, default_heads, sinusoids
 from kvc.methods.squad.bins import centres
 from kvc.methods.squad.interface import Plan, SlotCompressor
@@ -42,6 +43,8 @@ class CrossAttention(SlotCompressor):
         iterations: int = 1,
     ) -> None:
         super().__init__(width, slots)
+        if iterations < 1:
+            raise UserError(f"compressor.iterations must be at least 1, got {iterations}")
         self.query_init, self.iterations, self.dropout = query_init, iterations, dropout
         self.queries = nn.Parameter(torch.empty(slots, width))
         self.norm_source, self.norm_read = nn.LayerNorm(width), nn.LayerNorm(width)
