@@ -22,7 +22,7 @@ class Bins(NamedTuple):
         return (place >= self.start[..., None]) & (place < self.end[..., None])
 
     def mean(self, states: torch.Tensor) -> torch.Tensor:
-        """Mean of each bin, `[B, M, D]`, of states `[B, S, D]` that are 0 on padding; 0 for empty bins."""
+        """Mean of each bin, `[B, M, D]`, of states `[B, S, D]`, finite on padding; 0 for empty bins."""
         member = self.member(states.shape[1]).to(states.dtype)
         return (member / member.sum(-1, keepdim=True).clamp(min=1)) @ states
 

@@ -48,8 +48,7 @@ class Convolution(SlotCompressor):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Frames, then bins."""
         frames, lengths = self._frames(states, mask, plan.lengths)
-        kept = torch.arange(frames.shape[1], device=mask.device) < lengths[:, None]
-        pooled = even_bins(lengths, plan).mean(frames.masked_fill(~kept[..., None], 0.0))
+        pooled = even_bins(lengths, plan).mean(frames)
         signal, gate = self.gate(pooled).chunk(2, dim=-1)
         return self.norm_out(signal.tanh() * gate.sigmoid()), {}
 
