@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 
 from kvc.core.backbone import tiny_folder
 from kvc.data.squad import Squad
+from kvc.data.squad.encoding import encode
+from kvc.data.squad.example import SquadExample
 from kvc.data.squad.passages import ENTITIES, synthetic_squad
 from kvc.data.squad.template import CHAT, PLAIN, SEED, SquadTemplate, render
 from kvc.errors import UserError
@@ -55,6 +57,15 @@ def long_context(number: int) -> str:
     return (
         f"{'The lamp is in the hall. ' * 20}Karl number {number} lives in Rome. {'The map is gold. ' * 20}End{number}."
     )
+
+
+@pytest.mark.parametrize(("context", "answer"), [("She left (Rome) soon.", "Rome"), ("It was -7- or 8.", "7")])
+def test_a_span_ends_where_the_answer_does(context: str, answer: str, tokenizer: Any) -> None:
+    """Characters beside the answer, without a blank between, stay outside."""
+    example = SquadExample("q", context, "Which?", (answer,), (context.index(answer),))
+    (encoded,) = encode([example], tokenizer, PLAIN, "unknown")
+    ((first, last),) = encoded.spans
+    assert tokenizer.decode(encoded.context[first:last]).strip() == answer
 
 
 @pytest.mark.parametrize("template", ["plain", "seed", "chat"])
