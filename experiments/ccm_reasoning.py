@@ -3,7 +3,7 @@
 for seed in 42 43 44; do
     fit="python -m kvc fit --config configs/ccm/tiny.yaml --seed_everything $seed"
     $fit --name ccm/control-$seed --model.kind full --model.cond_lora false --model.optim.lrs "{}"
-    for slots in 2 4; do $fit --name ccm/concat$slots-$seed --model.slots $slots; done
+    $fit --name ccm/concat4-$seed
     $fit --name ccm/merge8-$seed --model.slots 8 --model.kind merge_recur
 done
 python -m experiments.ccm_reasoning runs/ccm/* \
@@ -143,7 +143,7 @@ def picture(arms: dict[str, dict[str, Value]]) -> Figure:
         heights = [v.value for v in exact]
         axis.errorbar(shares, heights, bars, label=f"CCM-{name}", color=color, marker=marker, capsize=3)
         for x, y, (_, _, size) in zip(shares, heights, points):
-            axis.annotate(size, (x, y), (6, -12), textcoords="offset points", fontsize="small", color=color)
+            axis.annotate(size, (x, y), (7, -4), textcoords="offset points", fontsize="small", color=color)
     for arm, style, text in (
         (CONTROL, "-", "tuned with the full context (100 % of the rows)"),
         (FULL, "--", "base model, full context"),
@@ -152,10 +152,10 @@ def picture(arms: dict[str, dict[str, Value]]) -> Figure:
         axis.axhline(arms[arm]["exact"].value, color="0.35", ls=style, lw=1.1, label=text)
     axis.set_xlabel("rows of KV that stand for the finished segments, % of their tokens")
     axis.set_ylabel("last segment exactly right")
-    axis.set_xlim(left=0)
+    axis.set_xlim(0, 1.15 * axis.get_xlim()[1])
     axis.set_ylim(-0.03, 1.05)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize="small", loc="center right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=3)
     return figure
 
 
