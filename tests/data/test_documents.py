@@ -18,7 +18,7 @@ SPLITS = ("train", "val", "test")
 class Running:
     """A trainer as far as a datamodule looks at it."""
 
-    world_size, global_rank, current_epoch = 1, 0, 0
+    world_size, global_rank, current_epoch, accumulate_grad_batches = 1, 0, 0, 1
 
     def __init__(self) -> None:
         self.lightning_module = self

@@ -236,7 +236,11 @@ def test_unanswerable_questions_have_a_word_for_it(tokenizer: Any) -> None:
 def test_batches_come_through_a_loader(tokenizer: Any) -> None:
     data = made(tokenizer)
     data.trainer = SimpleNamespace(
-        lightning_module=SimpleNamespace(tokenizer=tokenizer), world_size=1, global_rank=0, current_epoch=0
+        lightning_module=SimpleNamespace(tokenizer=tokenizer),
+        world_size=1,
+        global_rank=0,
+        current_epoch=0,
+        accumulate_grad_batches=1,
     )
     data.setup("fit")
     seen = [batch["id"].tolist() for batch in data.train_dataloader()]
