@@ -14,7 +14,6 @@ last segment. `recovered` is (arm - no context) / (control - no context). Scores
 intervals resample traces, the same for all arms; `by_seed` has the exact match of each seed.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.pooling import Record, data_key, read_run
+from experiments.pooling import Record, data_key, parse, read_run
 from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value, bootstrap_weights, interval
 from kvc.core.seeds import DEFAULT_SEED
@@ -161,11 +160,7 @@ def picture(arms: dict[str, dict[str, Value]]) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     """Pool, print the table, write JSON and picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--png", type=Path)
-    args = parser.parse_args(argv)
+    args = parse(__doc__, argv)
     try:
         records, sources = pooled(args.runs)
     except (UserError, OSError) as error:

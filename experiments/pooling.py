@@ -1,5 +1,6 @@
 """Records of finished runs, and where they come from."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,12 @@ def read_run(folder: Path) -> tuple[list[Record], Record]:
 def data_key(source: Record) -> str:
     """What names the data of a run."""
     return json.dumps(source.get("data", {}), sort_keys=True)
+
+
+def parse(about: str | None, argv: list[str] | None) -> argparse.Namespace:
+    """The command line of a table over several runs: `runs`, `out` and `png`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--png", type=Path)
+    return parser.parse_args(argv)

@@ -7,12 +7,11 @@ python -m experiments.rkv_accuracy runs/rkv-42 runs/rkv-43 runs/rkv-44 \
     --out experiments/results/rkv_tiny.json --png experiments/results/rkv_tiny.png
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.pooling import data_key, read_run
+from experiments.pooling import data_key, parse, read_run
 from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value
 from kvc.errors import UserError
@@ -60,11 +59,7 @@ def table(summary: Summary) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Pool, print the table, write JSON and picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--png", type=Path)
-    args = parser.parse_args(argv)
+    args = parse(__doc__, argv)
     try:
         records, sources = pooled(args.runs)
     except (UserError, OSError) as error:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from kvc.core.files import digest_files
-from kvc.errors import UserError
+from kvc.errors import UserError, first_sentence
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "kvc.json"
 KEY = "backbone.merge_adapter"
@@ -19,7 +19,7 @@ def adapter_folder(name: str) -> Path:
     """Find a PEFT adapter.
 
     Args:
-        name: A folder, or the id of an adapter on the Hub, of which the two files that PEFT needs are fetched.
+        name: A folder, or the id of an adapter on the Hub, of which the files of the adapter alone are fetched.
 
     Raises:
         UserError: If there is none.
@@ -40,10 +40,10 @@ def _fetched(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG]))
+        return Path(snapshot_download(name, allow_patterns=[WEIGHTS, CONFIG, MANIFEST]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-        reason = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else str(error).splitlines()[0][:200]
+        reason = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else first_sentence(str(error))
         raise UserError(f"{KEY}: there is no folder '{name}', and no such adapter on the Hub: {reason}") from error
 
 
@@ -76,7 +76,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         wrapped = PeftModel(model, config)
         loaded = wrapped.load_adapter(str(folder), "default", use_safetensors=True)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
-        reason = " ".join(str(error).split()).split(". ")[0][:200]
+        reason = first_sentence(str(error))
         raise UserError(f"{KEY}: {folder} does not fit {type(model).__name__}: {reason}") from error
     foreign = sorted(loaded.unexpected_keys)
     missing = [key for key in loaded.missing_keys if ".lora_" in key]
@@ -90,7 +90,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         merged: PreTrainedModel = wrapped.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{KEY}: {folder} cannot be merged: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{KEY}: {folder} cannot be merged: {first_sentence(str(error))}") from error
     return merged
 
 

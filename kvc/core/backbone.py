@@ -16,7 +16,7 @@ from transformers.utils import is_flash_attn_2_available
 from kvc.core.adapters import adapter_digest, adapter_folder, merge_adapter
 from kvc.core.files import digest, digest_files
 from kvc.core.seeds import DEFAULT_SEED
-from kvc.errors import UserError
+from kvc.errors import UserError, first_sentence
 
 TINY = "tiny"
 
@@ -134,7 +134,7 @@ class Backbone:
             try:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, **attention)
             except (ValueError, ImportError) as error:
-                reason = _first_sentence(str(error))
+                reason = first_sentence(str(error))
                 raise UserError(f"backbone.from_config: cannot build '{self.pretrained}': {reason}") from error
         else:
             model = self._load(AutoModelForCausalLM, "model", dtype=self.dtype, weights_only=True, **attention)
@@ -180,12 +180,8 @@ class Backbone:
         except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
             on_hub = not Path(location).is_dir()
             offline = on_hub and os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"}
-            reason = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else _first_sentence(str(error))
+            reason = "HF_HUB_OFFLINE is set, and it is not in the cache" if offline else first_sentence(str(error))
             raise UserError(f"backbone.pretrained: cannot load the {what} of '{self.pretrained}': {reason}") from error
-
-
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).split(". ")[0].rstrip(".")[:200]
 
 
 def tiny_folder() -> Path:

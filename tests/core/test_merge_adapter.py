@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from kvc.core.adapters import adapter_folder
 from kvc.core.backbone import Backbone, Lora
 from kvc.errors import UserError
 
@@ -125,3 +126,18 @@ def test_an_exported_conditional_lora_is_refused(tiny_folder: Any, tmp_path: Pat
     manifest.write_text("[]")
     with pytest.raises(UserError, match=r"backbone.merge_adapter: .*kvc.json cannot be read"):
         base.load()
+
+
+def test_all_that_decides_is_fetched_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the manifest, a conditional LoRA would look like an ordinary one."""
+    asked: dict[str, Any] = {}
+
+    def snapshot(name: str, allow_patterns: list[str]) -> str:
+        asked[name] = set(allow_patterns)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (tmp_path / file).write_text("{}")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert adapter_folder("someone/adapter") == tmp_path
+    assert asked == {"someone/adapter": {"adapter_config.json", "adapter_model.safetensors", "kvc.json"}}

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import cached_file, logging
 
-from kvc.errors import UserError
+from kvc.errors import UserError, first_sentence
 
 SUMMARY = "embed_summary.weight"
 HARMLESS = (".rotary_emb.inv_freq",)
@@ -81,7 +81,7 @@ def load(
     except Exception as error:  # transformers and torch raise whatever their readers of files raise
         if "unsupported global" in str(error).lower():
             raise UserError(f"{name}: its weights hold pickled objects, which are never loaded") from error
-        raise UserError(f"{name}: cannot load the base model: {_first_sentence(str(error))}") from error
+        raise UserError(f"{name}: cannot load the base model: {first_sentence(str(error))}") from error
     finally:
         logging.set_verbosity(verbosity)
     _check(name, info)
@@ -201,7 +201,3 @@ def base_of(backbone: PreTrainedModel) -> PreTrainedModel:
     get: Any = getattr(backbone, "get_base_model", None)
     base: PreTrainedModel = backbone if get is None else get()
     return base
-
-
-def _first_sentence(text: str) -> str:
-    return " ".join(text.split()).split(". ")[0].rstrip(".")[:200]

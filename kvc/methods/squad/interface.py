@@ -100,7 +100,7 @@ class SlotCompressor(nn.Module):
             mask: bool `[B, S]`.
             plan: The budget.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how to compress")
 
     def _dtype(self, states: torch.Tensor) -> torch.dtype:
         return next((p.dtype for p in self.parameters()), states.dtype)
