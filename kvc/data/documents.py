@@ -11,12 +11,17 @@ from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
 from kvc.data.blocks import PAD_LABEL, Block, Joined, PackedTexts, Part, TokenRows
 from kvc.data.corpus import Corpus, load_corpus
-from kvc.data.synthetic.blocks import DocumentBlocks
+from kvc.data.synthetic.blocks import DocumentBlocks, ShortDocumentBlocks
 from kvc.errors import UserError
 
 SYNTHETIC = "synthetic:documents"
+SHORT = "synthetic:short_documents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
+LESSONS = (8, 4, 2)
+"""How many short documents take the place of a block, one after the other."""
+LESSON_ROWS = 64
+"""Rows of training of which a lesson has a multiple, so that all ranks go on to the next in the same step."""
 
 
 class Documents(KvcDataModule):
@@ -30,8 +35,9 @@ class Documents(KvcDataModule):
     `[B, T]`, the last token of each fact.
 
     Args:
-        path: `synthetic:documents`, a text or JSONL file, a folder of them, a folder saved by `datasets`, or
-            `hub:owner/name[:config]`; with a column `input_ids` it is taken as it is. Several of them are joined.
+        path: `synthetic:documents`, `synthetic:short_documents`, a text or JSONL file, a folder of them, a folder saved
+            by `datasets`, or `hub:owner/name[:config]`; with a column `input_ids` it is taken as it is. Several of them
+            are joined.
         block_size: Tokens of a block.
         text_key: Key or column of the text.
         separate: Put the EOS token between documents.
@@ -40,6 +46,10 @@ class Documents(KvcDataModule):
         counts: Numbers of synthetic documents for train, val and test.
         closing: Tokens, at least, of the last section of a synthetic document, which reminds of early facts; null: a
             quarter of the block.
+        lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: eight
+            in place of a block, then four, then two. Training then keeps its order.
+        other_targets: Synthetic training: share of the tokens that no earlier fact tells which are targets. These are
+            nine tokens in ten, and drown the rest.
         data_seed: Seed of the synthetic documents.
         batch_size: Blocks of a training batch on each rank.
         eval_batch_size: Blocks of an evaluation batch.
@@ -59,13 +69,15 @@ class Documents(KvcDataModule):
         limits: tuple[int, int, int] = (0, 0, 0),
         counts: tuple[int, int, int] = (4000, 100, 300),
         closing: int | None = None,
+        lessons: float = 0.0,
+        other_targets: float = 1.0,
         data_seed: int = seeds.DEFAULT_SEED,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle=not lessons, seed=seed)
         if block_size < 2:
             raise UserError(f"data.block_size must be at least 2 tokens, got {block_size}")
         if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
@@ -76,9 +88,18 @@ class Documents(KvcDataModule):
         if closing is not None and not 0 <= closing < block_size:
             raise UserError(f"data.closing must be smaller than data.block_size ({block_size}), got {closing}")
         self.paths = [path] if isinstance(path, str) else list(path)
-        if not self.paths or (SYNTHETIC in self.paths and len(self.paths) > 1):
+        made = {SYNTHETIC, SHORT} & set(self.paths)
+        if not self.paths or (made and len(self.paths) > 1):
             raise UserError(f"data.path: name sources of documents, or {SYNTHETIC} alone, got {self.paths}")
-        self.synthetic = self.paths == [SYNTHETIC]
+        self.synthetic = bool(made)
+        for name, share, neutral in (("lessons", lessons, 0), ("other_targets", other_targets, 1)):
+            if not 0 <= share <= 1:
+                raise UserError(f"data.{name} must be a share from 0 to 1, got {share}")
+            if share != neutral and not self.synthetic:
+                raise UserError(f"data.{name}: only synthetic documents know what earlier facts tell")
+        if lessons and block_size % (2 * LESSONS[0]):
+            raise UserError(f"data.lessons: data.block_size must be a multiple of {2 * LESSONS[0]}, got {block_size}")
+        self.lessons, self.other_targets = lessons, other_targets
         self.path = ", ".join(self.paths)
         self.block_size, self.text_key, self.separate = block_size, text_key, separate
         self.split, self.data_seed, self.counts = split, data_seed, counts
@@ -117,8 +138,36 @@ class Documents(KvcDataModule):
 
     def _generated(self, tokenizer: Any) -> dict[Split, Any]:
         counts = {split: min(n, self.limits[split] or n) for split, n in zip(SPLITS, self.counts)}
-        settings = (self.block_size, self.closing, self.data_seed)
-        return {split: DocumentBlocks(tokenizer, split, counts[split], *settings) for split in SPLITS}
+        taught = self.lesson_sizes(counts["train"])
+        parts: dict[Split, Any] = {}
+        for split in SPLITS:
+            settings = {"tokenizer": tokenizer, "split": split, "size": self.block_size, "seed": self.data_seed}
+            if split == "train":
+                settings["other_targets"] = self.other_targets
+                counts[split] -= len(taught)
+            parts[split] = (
+                ShortDocumentBlocks(sizes=[self.block_size] * counts[split], **settings)
+                if self.paths == [SHORT]
+                else DocumentBlocks(closing=self.closing, count=counts[split], **settings)
+            )
+            if split == "train" and taught:
+                parts[split] = Joined([ShortDocumentBlocks(sizes=taught, density=1.0, **settings), parts[split]])
+        return parts
+
+    def lesson_sizes(self, rows: int | None = None) -> list[int]:
+        """Tokens of the short documents in each row of the lessons.
+
+        Args:
+            rows: Rows of the training split; all of them if None.
+        """
+        rows = min(self.counts[0], self.limits["train"] or self.counts[0]) if rows is None else rows
+        each = round(rows * self.lessons / len(LESSONS) / LESSON_ROWS) * LESSON_ROWS
+        return [self.block_size // count for count in LESSONS for _ in range(each)][:rows]
+
+    @property
+    def training_sizes(self) -> list[int]:
+        """All sizes of the blocks that a training step may see."""
+        return [self.block_size, *(sorted(set(self.lesson_sizes())) if self.synthetic else [])]
 
     def _read(self, tokenizer: Any, path: str, source: Corpus) -> dict[Split, Any]:
         lacking = [split for split in SPLITS if split not in source.parts]
@@ -164,7 +213,8 @@ class Documents(KvcDataModule):
     def data_hash(self) -> str:
         """Name of the documents and of how they are cut."""
         if self.synthetic:
-            source: list[Any] = [GENERATOR_VERSION, self.data_seed, self.counts, self.closing]
+            taught = [self.lessons, self.other_targets]
+            source: list[Any] = [GENERATOR_VERSION, self.paths, self.data_seed, self.counts, self.closing, taught]
         else:
             source = [[corpus.hash for corpus in self.corpora], self.text_key, self.separate, self.split]
         return digest([*source, self.block_size, self.limits])
@@ -181,8 +231,16 @@ class Documents(KvcDataModule):
         return _Rows(self.parts[split])
 
     def collate(self, split: Split) -> Callable[[list[Any]], Any]:
-        """Pads on the right to the block size, so that segments are the same on every rank."""
-        return self._collate
+        """Pads on the right to the block size, so that segments are the same on every rank; takes lessons apart."""
+        return self._taught if split == "train" and self.lessons else self._collate
+
+    def _taught(self, items: list[tuple[int, Block]]) -> dict[str, torch.Tensor]:
+        sizes = self.lesson_sizes()
+        size = max(sizes[index] if index < len(sizes) else self.block_size for index, _ in items)
+        batch = self._collate(items)
+        number = batch.pop("id")
+        apart = {key: value.unflatten(1, (-1, size)).flatten(0, 1) for key, value in batch.items()}
+        return {"id": number.repeat_interleave(self.block_size // size), **apart}
 
     def _collate(self, items: list[tuple[int, Block]]) -> dict[str, torch.Tensor]:
         blocks = [block for _, block in items]

@@ -30,13 +30,14 @@ def count_tokens(text: str) -> int:
     return len(re.findall(r"[A-Za-z]+|\d{1,2}|[^\w\s]|\n", text))
 
 
-def _filler(rng: random.Random) -> str:
+def filler(rng: random.Random) -> str:
+    """A sentence that nothing later asks for."""
     if rng.random() < 0.5:
         return f"On {rng.choice(DAYS)} it was {rng.choice(WEATHER)} and {rng.choice(WEATHER)}."
     return f"{rng.choice(NAMES)} looked at the {rng.choice(THINGS)}."
 
 
-def _facts(rng: random.Random) -> list[Fact]:
+def draw_facts(rng: random.Random) -> list[Fact]:
     """Statements about all entities, in random order; no entity and relation twice."""
     relations: list[Relation] = rng.sample([*PEOPLE, *OBJECT], rng.randint(2, 4))
     facts = []
@@ -49,7 +50,8 @@ def _facts(rng: random.Random) -> list[Fact]:
     return facts
 
 
-def _reminder(fact: Fact) -> list[Segment]:
+def reminder(fact: Fact) -> list[Segment]:
+    """A sentence that repeats a fact; its value is the answer."""
     before, after = fact
     if before.startswith(("The ", "You ")):  # names keep their capital
         before = before[0].lower() + before[1:]
@@ -68,12 +70,12 @@ def _section(rng: random.Random, number: int, kind: SectionKind, fresh: list[Fac
     tokens = 0
     while tokens < SECTION:
         if told and kind == "reminders" and rng.random() < 0.7:
-            added = _reminder(rng.choice(told))
+            added = reminder(rng.choice(told))
         elif fresh and rng.random() < share:
             before, after = fresh.pop()
             added = [Segment(f" {before}{after}", "context")]
         else:
-            added = [Segment(f" {_filler(rng)}", "context")]
+            added = [Segment(f" {filler(rng)}", "context")]
         segments += added
         tokens += sum(count_tokens(segment.text) for segment in added)
     return segments
@@ -85,7 +87,7 @@ def _closing(rng: random.Random, number: int, early: list[Fact], tokens: int) ->
     order = rng.sample(early, len(early))
     written = turn = 0
     while written < tokens:
-        added = _reminder(order[turn % len(order)])
+        added = reminder(order[turn % len(order)])
         if turn >= len(order):
             added = [segment._replace(kind="context") for segment in added]
         segments += added
@@ -111,7 +113,7 @@ def sample_document(rng: random.Random, tokens: tuple[int, int] = (512, 4096), c
         closing: Number of tokens, at least, of one more section, in which every sentence reminds of an early fact.
     """
     sections = max(2, rng.randint(*tokens) // (SECTION + 6))
-    fresh = _facts(rng)
+    fresh = draw_facts(rng)
     everything = list(fresh)
     told: list[Fact] = []
     chunks = []
@@ -124,6 +126,6 @@ def sample_document(rng: random.Random, tokens: tuple[int, int] = (512, 4096), c
     early = told[: max(1, len(told) * 3 // 4)]
     if closing:
         chunks.append(_closing(rng, len(chunks) + 1, early, closing))
-    before, value, rest = (segment.text for segment in _reminder(rng.choice(early)))
+    before, value, rest = (segment.text for segment in reminder(rng.choice(early)))
     answer = (Segment(value, "answer"), Segment(rest, "context"))
     return Example("", tuple(chunks), (Turn(before, "", answer),), value.strip())

@@ -137,9 +137,9 @@ class AutoCompressor(Method):
     def setup(self, stage: str) -> None:
         """Check that the blocks are long enough."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        tokens = getattr(data, "block_size", None)
-        if tokens is not None and "gold" not in data.gives:
-            self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
+        if "gold" not in data.gives:
+            for tokens in getattr(data, "training_sizes", []):
+                self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
 
     def as_model(self) -> AutoCompressorModel:
         """The same weights under the names of the paper's code: `compress_context`, `generate`, `save_pretrained`."""
