@@ -18,8 +18,9 @@ SYNTHETIC = "synthetic:documents"
 SHORT = "synthetic:short_documents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 GENERATOR_VERSION = 2
-LESSONS = (8, 4, 2)
-"""How many short documents take the place of a block, one after the other."""
+LESSONS = (4, 2, 1)
+"""How many short documents a row of each lesson holds, in half a block: vectors stand for less text there, so a step
+costs as much as one of whole blocks."""
 LESSON_ROWS = 64
 """Rows of training of which a lesson has a multiple, so that all ranks go on to the next in the same step."""
 
@@ -46,8 +47,8 @@ class Documents(KvcDataModule):
         counts: Numbers of synthetic documents for train, val and test.
         closing: Tokens, at least, of the last section of a synthetic document, which reminds of early facts; null: a
             quarter of the block.
-        lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: eight
-            in place of a block, then four, then two. Training then keeps its order.
+        lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: of an
+            eighth, a quarter and half a block. Training then keeps its order.
         other_targets: Synthetic training: share of the tokens that no earlier fact tells which are targets. These are
             nine tokens in ten, and drown the rest.
         data_seed: Seed of the synthetic documents.
@@ -97,8 +98,8 @@ class Documents(KvcDataModule):
                 raise UserError(f"data.{name} must be a share from 0 to 1, got {share}")
             if share != neutral and not self.synthetic:
                 raise UserError(f"data.{name}: only synthetic documents know what earlier facts tell")
-        if lessons and block_size % (2 * LESSONS[0]):
-            raise UserError(f"data.lessons: data.block_size must be a multiple of {2 * LESSONS[0]}, got {block_size}")
+        if lessons and block_size % (4 * LESSONS[0]):
+            raise UserError(f"data.lessons: data.block_size must be a multiple of {4 * LESSONS[0]}, got {block_size}")
         self.lessons, self.other_targets = lessons, other_targets
         self.path = ", ".join(self.paths)
         self.block_size, self.text_key, self.separate = block_size, text_key, separate
@@ -151,6 +152,7 @@ class Documents(KvcDataModule):
                 else DocumentBlocks(closing=self.closing, count=counts[split], **settings)
             )
             if split == "train" and taught:
+                settings["size"] //= 2
                 parts[split] = Joined([ShortDocumentBlocks(sizes=taught, density=1.0, **settings), parts[split]])
         return parts
 
@@ -162,7 +164,7 @@ class Documents(KvcDataModule):
         """
         rows = min(self.counts[0], self.limits["train"] or self.counts[0]) if rows is None else rows
         each = round(rows * self.lessons / len(LESSONS) / LESSON_ROWS) * LESSON_ROWS
-        return [self.block_size // count for count in LESSONS for _ in range(each)][:rows]
+        return [self.block_size // 2 // count for count in LESSONS for _ in range(each)][:rows]
 
     @property
     def training_sizes(self) -> list[int]:
@@ -237,10 +239,12 @@ class Documents(KvcDataModule):
     def _taught(self, items: list[tuple[int, Block]]) -> dict[str, torch.Tensor]:
         sizes = self.lesson_sizes()
         size = max(sizes[index] if index < len(sizes) else self.block_size for index, _ in items)
-        batch = self._collate(items)
-        number = batch.pop("id")
-        apart = {key: value.unflatten(1, (-1, size)).flatten(0, 1) for key, value in batch.items()}
-        return {"id": number.repeat_interleave(self.block_size // size), **apart}
+        if size == self.block_size:
+            return self._collate(items)
+        batch = {key: value[:, : self.block_size // 2] for key, value in self._collate(items).items() if key != "id"}
+        apart = {key: value.reshape(-1, size) for key, value in batch.items()}
+        numbers = torch.tensor([index for index, _ in items])
+        return {"id": numbers.repeat_interleave(self.block_size // 2 // size), **apart}
 
     def _collate(self, items: list[tuple[int, Block]]) -> dict[str, torch.Tensor]:
         blocks = [block for _, block in items]
