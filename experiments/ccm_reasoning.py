@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.pooling import Record, data_key, parse, read_run
+from experiments.pooling import Item, Record, averaged, cell, parse, pool
 from kvc.core.files import atomic, write_json
 from kvc.core.results import Summary, Value, bootstrap_weights, interval
 from kvc.core.seeds import DEFAULT_SEED
@@ -45,48 +45,28 @@ def label(folder: Path) -> str:
     return f"{name}, distilled" if model.get("distillation") else name
 
 
-def pooled(folders: list[Path]) -> tuple[list[Record], list[Record]]:
-    """One record for each trace, with the scores of all arms by seed, and the sources.
+def pooled(folders: list[Path]) -> tuple[list[Item], list[Record]]:
+    """One entry for each trace, with the scores of all arms by seed, and the sources.
 
     Raises:
         UserError: If a run is not finished, or some arm was not measured on every trace with every seed.
     """
-    traces: dict[tuple[str, int], dict[str, dict[int, Record]]] = {}
-    sources = []
-    for folder in folders:
-        found, source = read_run(folder)
-        name, seed = label(folder), source["seed"]
-        sources.append({"arm": name, **source})
-        for record in found:
-            arms = traces.setdefault((data_key(source), record["id"]), {})
-            if seed in arms.get(name, {}):
-                raise UserError(f"{folder}: a second run of '{name}' with the seed {seed} on the same data")
-            for other, scores in record["arms"].items():
-                own = {METHOD: name, UNTRAINED: f"{name}, {UNTRAINED}"}
-                arms.setdefault(own.get(other, other), {})[seed] = scores
-    wanted = {name: set(seeds) for arms in traces.values() for name, seeds in arms.items()}
-    for arms in traces.values():
-        for name, seeds in wanted.items():
-            if set(arms.get(name, {})) != seeds or seeds != wanted[FULL]:
-                raise UserError(f"'{name}' was not measured on all traces: give runs of the same seeds for all arms")
-    if CONTROL not in wanted:
+
+    def own(name: str, arm: str) -> str:
+        return {METHOD: name, UNTRAINED: f"{name}, {UNTRAINED}"}.get(arm, arm)
+
+    items, sources = pool(folders, label, own)
+    if CONTROL not in items[0]:
         raise UserError("no run of the control (--model.kind full --model.cond_lora false) among them")
+    for name, seeds in items[0].items():
+        if len(seeds) != len(items[0][FULL]):
+            raise UserError(f"'{name}' was not measured with every seed: give runs of the same seeds for all arms")
     first = [CONTROL, FULL, NOTHING]
-    order = [*first, *sorted(set(wanted) - set(first))]
-    return [
-        {name: [arms[name][seed] for seed in sorted(arms[name])] for name in order} for arms in traces.values()
-    ], sources
+    order = [*first, *sorted(set(items[0]) - set(first))]
+    return [{name: arms[name] for name in order} for arms in items], sources
 
 
-def averaged(records: list[Record]) -> list[Record]:
-    """Scores of each trace, the mean over seeds: traces are what intervals resample."""
-    return [
-        {name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0]} for name, seeds in arms.items()}
-        for arms in records
-    ]
-
-
-def recovered(traces: list[Record], name: str) -> Value:
+def recovered(traces: list[dict[str, Record]], name: str) -> Value:
     """Share of the gap between the control and no context."""
     exact = {arm: np.array([trace[arm]["exact"] for trace in traces]) for arm in (CONTROL, NOTHING, name)}
     gap, ours = exact[CONTROL] - exact[NOTHING], exact[name] - exact[NOTHING]
@@ -96,17 +76,10 @@ def recovered(traces: list[Record], name: str) -> Value:
     return interval(ours.mean() / gap.mean(), (weights @ ours) / (weights @ gap), len(traces))
 
 
-def by_seed(records: list[Record], name: str) -> list[float]:
+def by_seed(records: list[Item], name: str) -> list[float]:
     """Exact match of each seed."""
     hits = np.array([[float(one["exact"]) for one in arms[name]] for arms in records])
     return [float(value) for value in hits.mean(0)]
-
-
-def cell(value: Value, digits: int = 3) -> str:
-    """A number with its interval."""
-    if value.low is None or value.high is None:
-        return f"{value.value:.{digits}f}"
-    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def table(arms: dict[str, dict[str, Value]], shares: dict[str, Value], seeds: dict[str, list[float]]) -> str:

@@ -75,7 +75,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
     runs, out = both_seeds(tmp_path), tmp_path / "out.json"
     twice = run(tmp_path / "again", 2, "concat_recur", 5)
     for words, given in (
-        ("'concat n=4' was not measured on all traces", runs[:3]),
+        ("'concat n=4' was not measured with every seed", runs[:3]),
         ("a second run of 'concat n=4' with the seed 2", [*runs, twice]),
         ("no run of the control", runs[1::2]),
         ("not finished", [*runs, str(tmp_path)]),

@@ -51,6 +51,8 @@ class AutoCompressor(Method):
         min_segment_length: Least tokens of a segment of random length; null: as few as the model's positions allow.
         segment_gradient_checkpointing: Compute all segments but the last of a substep again in the backward pass.
         truncate_bptt_segments: A summary gets gradients from so many segments after it, within its substep; null: all.
+        penalty_warmup: Share of the training steps over which the length penalty of variable summaries grows from 0: it
+            would stop a loop whose vectors tell nothing yet.
         substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
             of each, as published.
         max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
@@ -82,6 +84,7 @@ class AutoCompressor(Method):
         min_segment_length: int | None = None,
         segment_gradient_checkpointing: bool = False,
         truncate_bptt_segments: int | None = 1,
+        penalty_warmup: float = 0.0,
         substep_loss: Literal["tokens", "mean"] = "tokens",
         max_position_embeddings: int | None = None,
         base_arms: bool = True,
@@ -91,6 +94,9 @@ class AutoCompressor(Method):
         super().__init__(optim or Optim(lr=2e-5, warmup=1000, schedule="linear"), seed)
         self.base = backbone or Backbone()
         self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
+        if not 0 <= penalty_warmup <= 1:
+            raise UserError(f"model.penalty_warmup must be a share from 0 to 1, got {penalty_warmup}")
+        self.penalty_warmup = penalty_warmup
         if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
         self.max_position_embeddings = max_position_embeddings
@@ -176,14 +182,20 @@ class AutoCompressor(Method):
 
     def _loss(self, reading: Reading, labels: torch.Tensor, share: float = 1.0) -> StepOutput:
         total, count = self.compressor.loss(reading, labels)
+        penalty = reading.penalty * self._penalty_share()
         metrics = {}
         if reading.reports:
             lengths = [report.expected_length.detach()[report.active] for report in reading.reports]
             metrics = {"vectors": torch.cat(lengths).mean()}
         if self.substep_loss == "mean" and self.training:
             # The base divides by the sum of counts, which is 1 for each batch.
-            return StepOutput(total / count.clamp(min=1) + reading.penalty, torch.full_like(total, share), metrics)
-        return StepOutput(total + reading.penalty * count, count, metrics)
+            return StepOutput(total / count.clamp(min=1) + penalty, torch.full_like(total, share), metrics)
+        return StepOutput(total + penalty * count, count, metrics)
+
+    def _penalty_share(self) -> float:
+        if not self.training or not self.penalty_warmup:
+            return 1.0
+        return min(1.0, self.trainer.global_step / (self.penalty_warmup * self.trainer.estimated_stepping_batches))
 
     # ------------------------------------------------------------------ evaluation
 
