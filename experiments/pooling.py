@@ -42,7 +42,7 @@ def pool(
     folders: list[Path],
     label: Callable[[Path], str],
     own: Callable[[str, str], str | None],
-    data: Callable[[Record], str] = data_key,
+    along: tuple[str, ...] = (),
 ) -> tuple[list[Item], list[Record]]:
     """One entry for each held-out item, with the scores of all arms by seed, and the sources.
 
@@ -50,7 +50,7 @@ def pool(
         folders: Runs.
         label: Name of what a run trained.
         own: The name under which an arm of a run is kept, from the run's label and the arm; None drops it.
-        data: Names the held-out items of a run by its provenance.
+        along: Keys of a record that the scores of its first arm, the method's, take along.
 
     Raises:
         UserError: If a run is not finished, or some arm was not measured on every item with every seed of it.
@@ -64,10 +64,12 @@ def pool(
             raise UserError(f"{folder}: a second run of '{name}' with the seed {seed}")
         sources.append({"arm": name, **source})
         for record in found:
-            arms = items.setdefault((data(source), record["id"]), {})
+            arms = items.setdefault((data_key(source), record["id"]), {})
+            more: Record = {key: record[key] for key in along}
             for arm, scores in record["arms"].items():
                 if (kept := own(name, arm)) is not None:
-                    arms.setdefault(kept, {})[seed] = scores
+                    arms.setdefault(kept, {})[seed] = {**scores, **more}
+                more = {}
     wanted = {name: set(seeds) for arms in items.values() for name, seeds in arms.items()}
     for arms in items.values():
         for name, seeds in wanted.items():
@@ -82,7 +84,7 @@ def averaged(items: list[Item]) -> list[dict[str, Record]]:
     """Scores of each item, the mean over seeds: items are what intervals resample."""
     return [
         {
-            name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0] if key != "segments"}
+            name: {key: float(np.mean([one[key] for one in seeds])) for key in seeds[0] if np.isscalar(seeds[0][key])}
             for name, seeds in arms.items()
         }
         for arms in items

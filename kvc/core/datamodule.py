@@ -1,6 +1,7 @@
 """Base of every DataModule: an order fixed by seed and epoch, exact on any number of ranks, resumable mid-epoch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -77,6 +78,10 @@ class KvcDataModule(LightningDataModule):
         """Where the data came from, for `result.json`."""
         return {}
 
+    def stages(self) -> Sequence[int]:
+        """Rows of the parts of the training split that come one after the other, each in an order of its own."""
+        return [len(self.dataset("train"))]
+
     # ------------------------------------------------------------------ loaders
 
     def train_batches(self) -> int:
@@ -107,8 +112,9 @@ class KvcDataModule(LightningDataModule):
         rows = len(self.dataset(split))
         if 0 < rows < world:
             raise UserError(f"trainer.devices: the {split} split has {rows} rows, fewer than the {world} ranks")
+        stages = self.stages() if train else [rows]
         sampler = DealtSampler(
-            rows, self.seed, train and self.shuffle, self._group(rows, world) if train else 1, world, rank
+            stages, self.seed, train and self.shuffle, self._group(rows, world) if train else 1, world, rank
         )
         if train and trainer is not None:
             # A resumed run draws its first batch before Lightning calls set_epoch.
@@ -160,18 +166,20 @@ class DealtSampler(Sampler[tuple[int, int]]):
     """Yields `(epoch, index)` for one of `world` ranks: row i of the epoch's order goes to rank i mod world.
 
     Args:
-        size: Number of rows.
+        stages: Number of rows of each part; parts keep their order.
         seed: Seed of the order.
-        shuffle: Draw a permutation from (seed, epoch); else keep the order.
+        shuffle: Draw a permutation of each part from (seed, epoch); else keep the order.
         multiple: Use so many rows of an epoch's order that this number divides them; training needs one of `world`,
             so that no rank waits for another.
         world: Number of ranks.
         rank: This rank.
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool, multiple: int = 1, world: int = 1, rank: int = 0) -> None:
-        self.size, self.seed, self.shuffle, self.world, self.rank = size, seed, shuffle, world, rank
-        self.used = size - size % multiple
+    def __init__(
+        self, stages: Sequence[int], seed: int, shuffle: bool, multiple: int = 1, world: int = 1, rank: int = 0
+    ) -> None:
+        self.stages, self.seed, self.shuffle, self.world, self.rank = stages, seed, shuffle, world, rank
+        self.used = sum(stages) - sum(stages) % multiple
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -182,8 +190,11 @@ class DealtSampler(Sampler[tuple[int, int]]):
         return len(range(self.rank, self.used, self.world))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order: Sequence[int] = range(self.size)
+        order: Sequence[int] = range(sum(self.stages))
         if self.shuffle:
-            order = torch.randperm(self.size, generator=seeds.generator(self.seed, self.epoch)).tolist()
+            generator = seeds.generator(self.seed, self.epoch)
+            parts = [torch.randperm(rows, generator=generator) for rows in self.stages]
+            starts = [0, *accumulate(self.stages)]
+            order = torch.cat([part + start for part, start in zip(parts, starts)]).tolist()
         for position in range(self.rank, self.used, self.world):
             yield self.epoch, order[position]

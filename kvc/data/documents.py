@@ -1,6 +1,7 @@
 """Long documents in blocks of one length, for methods that read a text segment by segment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
@@ -48,7 +49,7 @@ class Documents(KvcDataModule):
         closing: Tokens, at least, of the last section of a synthetic document, which reminds of early facts; null: a
             quarter of the block.
         lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: of an
-            eighth, a quarter and half a block. Training then keeps its order.
+            eighth, a quarter and half a block.
         other_targets: Synthetic training: share of the tokens that no earlier fact tells which are targets. These are
             nine tokens in ten, and drown the rest.
         data_seed: Seed of the synthetic documents.
@@ -78,7 +79,7 @@ class Documents(KvcDataModule):
         num_workers: int = 0,
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, num_workers, shuffle=not lessons, seed=seed)
+        super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
         if block_size < 2:
             raise UserError(f"data.block_size must be at least 2 tokens, got {block_size}")
         if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
@@ -231,6 +232,12 @@ class Documents(KvcDataModule):
     def dataset(self, split: Split) -> Any:
         """Blocks of a split."""
         return _Rows(self.parts[split])
+
+    def stages(self) -> Sequence[int]:
+        """Each lesson, and the rest."""
+        taught = self.lesson_sizes() if self.synthetic else []
+        lessons = [len(list(rows)) for _, rows in groupby(taught)]
+        return [*lessons, len(self.parts["train"]) - len(taught)]
 
     def collate(self, split: Split) -> Callable[[list[Any]], Any]:
         """Pads on the right to the block size, so that segments are the same on every rank; takes lessons apart."""

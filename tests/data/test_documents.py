@@ -158,6 +158,72 @@ def test_the_end_of_a_synthetic_block_reminds_of_its_beginning() -> None:
     assert blocks(data, "train") == blocks(made(block_size=512, counts=(6, 2, 2)), "train")
 
 
+def test_short_documents_are_told_in_one_half_and_reminded_of_in_the_other() -> None:
+    data = made(path="synthetic:short_documents", block_size=128, counts=(40, 2, 2))
+    tokenizer = Backbone().load_tokenizer()
+    facts = []
+    for index in range(40):
+        block = data.parts["train"][index]
+        assert len(block["input_ids"]) == 128
+        halves = [tokenizer.decode(block["input_ids"][part]) for part in (slice(64), slice(64, 128))]
+        assert "looked" in halves[1] or "On " in halves[1] or "Remember" in halves[1]
+        told = int(block["fact"].sum())
+        assert told == int(block["fact"][:64].sum())
+        assert 1 <= int(block["answer"].sum()) <= told
+        for place in block["answer"].nonzero().flatten().tolist():
+            assert int(block["input_ids"][place]) in block["input_ids"][:64]
+        facts.append(told)
+    assert min(facts) <= 3
+    assert max(facts) >= 7
+
+
+def test_lessons_come_first_and_grow() -> None:
+    data = made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=16)
+    batches = list(data.train_dataloader())
+    shapes = [tuple(batch["input_ids"].shape) for batch in batches]
+    assert shapes == [(64, 64)] * 4 + [(32, 128)] * 4 + [(16, 256)] * 4 + [(16, 512)]
+    assert data.training_sizes == [512, 64, 128, 256]
+    order = [number for batch in batches for number in dict.fromkeys(batch["id"].tolist())]
+    for start, stop in ((0, 64), (64, 128), (128, 192), (192, 208)):
+        assert sorted(order[start:stop]) == list(range(start, stop)) != order[start:stop]
+    other = made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=16, seed=7)
+    assert order[:16] != next(iter(other.train_dataloader()))["id"].unique_consecutive().tolist()
+    bos = Backbone().load_tokenizer().bos_token_id
+    for batch in batches:
+        assert bool((batch["input_ids"][:, 0] == bos).all())
+        assert not bool((batch["input_ids"][:, 1:] == bos).any())
+        assert {key: value.shape for key, value in batch.items() if key != "id"} == dict.fromkeys(
+            (key for key in batch if key != "id"), batch["input_ids"].shape
+        )
+    assert tuple(next(iter(data.val_dataloader()))["input_ids"].shape) == (2, 512)
+    ranks = [made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=8) for _ in range(2)]
+    for rank, part in enumerate(ranks):
+        part.trainer.world_size, part.trainer.global_rank = 2, rank
+    for whole, *parts in zip(batches, *(part.train_dataloader() for part in ranks)):
+        assert parts[0]["input_ids"].shape[1] == whole["input_ids"].shape[1]
+        rows = {tuple(row) for part in parts for row in part["input_ids"].tolist()}
+        assert rows == {tuple(row) for row in whole["input_ids"].tolist()}
+
+
+def test_other_targets_are_thinned_out_in_training_alone() -> None:
+    few = made(block_size=512, counts=(20, 2, 2), other_targets=0.1)
+    every = made(block_size=512, counts=(20, 2, 2))
+    kept = total = 0
+    for index in range(20):
+        block, whole = few.parts["train"][index], every.parts["train"][index]
+        assert torch.equal(block["input_ids"], whole["input_ids"])
+        target = block["labels"] != -100
+        assert bool(target[block["answer"]].all())
+        assert torch.equal(block["labels"][target], block["input_ids"][target])
+        kept += int(target[~block["answer"]].sum())
+        total += int((~block["answer"]).sum())
+    assert 0.08 < kept / total < 0.12
+    assert torch.equal(few.parts["test"][0]["labels"], every.parts["test"][0]["labels"])
+    assert few.data_hash() != every.data_hash()
+    assert Documents(lessons=0.1).data_hash() != Documents().data_hash()
+    assert Documents(path="synthetic:short_documents").data_hash() != Documents().data_hash()
+
+
 def test_batches_of_an_epoch_hold_every_block_once() -> None:
     data = made(block_size=400, counts=(7, 2, 2), batch_size=3)
     seen = [number for batch in data.train_dataloader() for number in batch["id"].tolist()]
@@ -186,6 +252,9 @@ def test_batches_of_an_epoch_hold_every_block_once() -> None:
         ({"block_size": 200}, "a synthetic document needs 250 tokens"),
         ({"closing": 512}, "data.closing must be smaller"),
         ({"split": (0.5, 0.1, 0.1)}, "data.split must be three shares"),
+        ({"lessons": 1.5}, "data.lessons must be a share from 0 to 1"),
+        ({"lessons": 0.5, "block_size": 500}, "data.lessons: data.block_size must be a multiple of 16"),
+        ({"path": "short.txt", "other_targets": 0.5}, "data.other_targets: only synthetic documents"),
         ({"limits": (-1, 0, 0)}, "data.limits must not be negative"),
     ],
 )

@@ -202,6 +202,21 @@ def test_the_loss_of_the_text_trains_the_stopping(tiny_folder: Path) -> None:
     }
 
 
+def test_the_length_penalty_grows_in(tiny_folder: Path) -> None:
+    def loss(weight: float, step: int, warmup: float, training: bool = True) -> float:
+        made = method(tiny_folder, summary=Variable(2, weight), penalty_warmup=warmup).train(training)
+        at_step(made, step).trainer.estimated_stepping_batches = 40
+        (output,) = (piece() for piece in made.substeps(batch()))
+        return float((output.loss_sum / output.num_tokens).detach())
+
+    nothing, whole = loss(0.0, 0, 0.5), loss(3.0, 0, 0.0)
+    assert whole - nothing > 0.1
+    assert loss(3.0, 0, 0.5) == pytest.approx(nothing)
+    assert loss(3.0, 5, 0.5) == pytest.approx(nothing + (whole - nothing) / 4)
+    assert loss(3.0, 30, 0.5) == pytest.approx(whole)
+    assert loss(3.0, 0, 0.5, training=False) == pytest.approx(whole)
+
+
 def test_full_attention_is_the_plain_model(tiny_folder: Path) -> None:
     made = method(tiny_folder, mode="full_attention").eval()
     data = batch(ragged=False)
@@ -247,6 +262,7 @@ def test_defaults_are_those_of_the_brief() -> None:
         ({"mode": "full_attention", "summary": Fixed(3)}, "no effect with model.mode full_attention"),
         ({"summary": Variable(control_tokens="vocabulary")}, "the tokenizer has no token <sum>"),
         ({"summary": Variable(stop_mode="threshold")}, "compress_stop_threshold: needed by"),
+        ({"penalty_warmup": 2}, "model.penalty_warmup must be a share from 0 to 1"),
         ({"truncate_bptt_segments": 0}, "truncate_bptt_segments: must be at least 1"),
     ],
 )
@@ -269,6 +285,8 @@ def test_a_block_that_is_too_short_is_refused_before_training(tiny_folder: Path)
     trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, barebones=True)
     with pytest.raises(UserError, match=r"data.block_size: 300 tokens are fewer than the 400"):
         trainer.fit(made, Documents(block_size=300, closing=40, counts=(4, 1, 1)))
+    with pytest.raises(UserError, match=r"data.block_size: 64 tokens are fewer than the 400"):
+        trainer.fit(made, Documents(block_size=512, lessons=0.5, counts=(400, 1, 1)))
 
 
 # ---------------------------------------------------------------------- evaluation
