@@ -137,12 +137,12 @@ def test_ranks_draw_different_dropout(tiny_folder: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("multiple", [3, 1])
 def test_rows_are_dealt_out_in_the_order_of_one_process(multiple: int) -> None:
-    ranks = [list(DealtSampler(11, 5, True, multiple, 3, rank)) for rank in range(3)]
-    alone = [*DealtSampler(11, 5, True)]
+    ranks = [list(DealtSampler([11], 5, True, multiple, 3, rank)) for rank in range(3)]
+    alone = [*DealtSampler([11], 5, True)]
     dealt = [row for step in zip(*ranks) for row in step]
     assert dealt == alone[: len(dealt)]
     assert sorted(row for rank in ranks for row in rank) == sorted(alone[:9] if multiple == 3 else alone)
-    assert [len(DealtSampler(11, 5, True, multiple, 3, rank)) for rank in range(3)] == [len(rank) for rank in ranks]
+    assert [len(DealtSampler([11], 5, True, multiple, 3, rank)) for rank in range(3)] == [len(rank) for rank in ranks]
 
 
 @pytest.mark.parametrize(("rows", "batches"), [(27, 6), (24, 6), (7, 2)])
@@ -158,7 +158,7 @@ def test_accumulated_steps_are_whole(rows: int, batches: int, tiny_folder: Path,
 
 def test_order_changes_with_the_epoch_and_the_seed() -> None:
     def order(seed: int, epoch: int) -> list[int]:
-        sampler = DealtSampler(50, seed, True)
+        sampler = DealtSampler([50], seed, True)
         sampler.set_epoch(epoch)
         return [index for _, index in sampler]
 
