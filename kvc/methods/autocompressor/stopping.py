@@ -39,6 +39,25 @@ def log_gates(stop_logit: torch.Tensor, gate: Gate) -> torch.Tensor:
     return survived
 
 
+def random_stops(stop_logit: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Logits of stops that are nearly 0 or 1, drawn with the probabilities p_t, and that carry gradients.
+
+    A model can undo a gate: norms scale a small vector up again, and attention logits grow against the logarithm of a
+    small gate. It then keeps what it needs at an expected length near 0, and a hard stop takes it away. Under random
+    stops a vector of small gate is really missing nearly always. This is the binary concrete distribution (Maddison et
+    al. 2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
+
+    Args:
+        stop_logit: Logit of p_t, fp32 `[B, T]`.
+        temperature: The lower, the nearer to 0 and 1.
+
+    Returns:
+        fp32 `[B, T]`.
+    """
+    uniform = torch.rand_like(stop_logit).clamp(1e-6, 1 - 1e-6)
+    return (stop_logit + uniform.logit()) / temperature
+
+
 class Stopping:
     """The hard rule.
 

@@ -51,6 +51,8 @@ class Variable:
         stop_mode: Rule of inference; null: `threshold` if there is one, else `greedy`.
         min_length: Vectors of a segment at least, at inference.
         gate: How training weighs vectors by the probability that the loop gets to them.
+        temperature: In training, stop at random with that probability instead, nearly hard at a low temperature such as
+            0.3: without it a model can learn to undo the weights, and hard stops then take away what it relies on.
         insertion: How `<sum>` gets behind a segment.
         control_tokens: `own`: beside the tables of the base model, trained whatever else is; `vocabulary`: rows of the
             tables, for a tokenizer that has `<sum>` and `<eoc>`.
@@ -64,6 +66,7 @@ class Variable:
     stop_mode: Rule | None = None
     min_length: int = 0
     gate: Gate = "after"
+    temperature: float = 0.0
     insertion: Insertion = "append"
     control_tokens: Literal["own", "vocabulary"] = "own"
     stop_head: Literal["binary", "vocabulary"] = "binary"
@@ -81,4 +84,5 @@ class Variable:
             self.gate,
             Stopping(rule, self.compress_stop_threshold, self.min_length),
             self.insertion,
+            self.temperature,
         )

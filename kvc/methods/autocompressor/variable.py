@@ -18,7 +18,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Stack
-from kvc.methods.autocompressor.stopping import Gate, Stopping, log_gates
+from kvc.methods.autocompressor.stopping import Gate, Stopping, log_gates, random_stops
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
 Insertion = Literal["append", "overwrite", "given"]
@@ -38,6 +38,7 @@ class VariableSummary(Summary):
         gate: How training weighs vectors.
         stopping: The rule of inference; greedy if null.
         insertion: How `<sum>` gets into the text.
+        temperature: Of the random stops of training, see `random_stops`; 0 draws none.
 
     Raises:
         UserError: If a value is out of range.
@@ -54,8 +55,11 @@ class VariableSummary(Summary):
         gate: Gate = "after",
         stopping: Stopping | None = None,
         insertion: Insertion = "append",
+        temperature: float = 0.0,
     ) -> None:
         super().__init__()
+        if temperature < 0:
+            raise UserError(f"temperature: cannot be negative, got {temperature}")
         if compression_max_len < 1:
             raise UserError(f"compression_max_len: must be at least 1, got {compression_max_len}")
         if compression_lambda < 0 or compression_alpha < 0:
@@ -67,6 +71,7 @@ class VariableSummary(Summary):
         self.controls = controls
         self.max_len, self.lam, self.alpha = compression_max_len, compression_lambda, compression_alpha
         self.gate: Gate = gate
+        self.temperature = temperature
         self.stopping = stopping or Stopping()
         self.insertion: Insertion = insertion
 
@@ -130,8 +135,10 @@ class VariableSummary(Summary):
         if soft:
             log_gate = log_gates(stop_logit, self.gate)
             gate = log_gate.exp()
+            if self.training and self.temperature:
+                log_gate = log_gates(random_stops(stop_logit, self.temperature), self.gate)
             mask = None if active is None else active[:, None].expand(-1, z.shape[1])
-            vectors = z if self.gate == "log" else gate[..., None].to(z.dtype) * z
+            vectors = z if self.gate == "log" else log_gate.exp()[..., None].to(z.dtype) * z
             new = SoftPrompt(vectors, mask, log_gate if self.gate == "log" else None)
         else:
             gate = kept.float()
