@@ -11,7 +11,7 @@ from kvc.methods.autocompressor.compressor import Compressor
 from kvc.methods.autocompressor.controls import OwnControls, TableControls
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stopping import Stopping, log_gates
+from kvc.methods.autocompressor.stopping import Stopping, log_gates, random_stops
 
 MAKERS: dict[str, Any] = {
     "accumulate": fixed,
@@ -243,6 +243,44 @@ def test_gates_are_products_of_survival() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_random_stops_come_as_often_as_they_are_likely(temperature: float) -> None:
+    torch.manual_seed(0)
+    p = torch.tensor([0.1, 0.5, 0.8])
+    logit = p.logit().expand(20_000, -1).clone().requires_grad_()
+    drawn = random_stops(logit, temperature)
+    torch.testing.assert_close((drawn > 0).float().mean(0), p, atol=0.02, rtol=0)
+    sure = ((drawn.sigmoid() - 0.5).abs() > 0.45).float().mean()
+    assert sure > (0.85 if temperature == 0.1 else 0.4)
+    with torch.enable_grad():
+        random_stops(logit, temperature).sigmoid().sum().backward()
+    assert float((logit.grad > 0).float().mean()) > 0.5
+
+
+@pytest.mark.parametrize("gate", ["after", "before", "log"])
+def test_random_stops_weigh_vectors_in_training_alone(gate: Any) -> None:
+    ids = torch.randint(3, 64, (200, 9), generator=torch.Generator().manual_seed(5))
+    compressor = variable(gate=gate, temperature=0.1)
+
+    def weights() -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(0)
+        reading = compressor.read(ids, output_softprompt=True, soft=True)
+        (report,) = reading.reports
+        if gate == "log":
+            return report.gate, reading.prompt.log_gate.exp()
+        found = reading.prompt.vectors.norm(dim=-1) / report.z.norm(dim=-1)
+        return report.gate, found
+
+    expected, used = weights()
+    torch.testing.assert_close(used, expected, rtol=1e-4, atol=1e-5)
+    compressor.summary.train()
+    again, drawn = weights()
+    torch.testing.assert_close(again, expected)
+    certain = ((drawn < 0.1) | (drawn > 0.9)).float().mean()
+    assert certain > 0.8
+    torch.testing.assert_close(drawn.mean(0), expected.mean(0), atol=0.12, rtol=0)
+
+
 def test_a_log_gate_of_one_is_none_and_of_zero_is_no_vector() -> None:
     compressor = variable("opt")
     ids, vectors = text(2, 6), torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
