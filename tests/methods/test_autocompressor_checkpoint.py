@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from autocompressor_tiny import adapted, base, fixed, perturbed
+from autocompressor_tiny import adapted, base, fixed, kernel, perturbed
 from safetensors.torch import load_file, save_file
 
 import kvc
@@ -127,7 +127,7 @@ def test_lora_is_merged_in_the_files_alone(tmp_path: Path) -> None:
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "lora" in name or "base_" in name]
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [*CLASSES, "gemma2"])
 @pytest.mark.parametrize("own", [True, False])
 @torch.no_grad()
 def test_variable_length_in_the_layout_of_the_fork(family: str, own: bool, tmp_path: Path) -> None:
@@ -138,15 +138,18 @@ def test_variable_length_in_the_layout_of_the_fork(family: str, own: bool, tmp_p
     summary = VariableSummary(controls, 4, 0.3, 0.5, "before", stop, "append")
     model = AutoCompressorModel(backbone, summary, truncate_bptt_segments=2).eval()
     model.save_pretrained(tmp_path)
-    again = AutoCompressorModel.from_pretrained(tmp_path)
+    settings: Any = {"attn_implementation": kernel(family)}
+    again = AutoCompressorModel.from_pretrained(tmp_path, **settings)
     assert isinstance(again.summary.controls, TableControls)
-    AutoCompressorModel.from_pretrained(tmp_path, summary_length=2).save_pretrained(tmp_path / "fixed")
-    assert isinstance(AutoCompressorModel.from_pretrained(tmp_path / "fixed").summary, FixedSummary)
+    AutoCompressorModel.from_pretrained(tmp_path, summary_length=2, **settings).save_pretrained(tmp_path / "fixed")
+    assert isinstance(AutoCompressorModel.from_pretrained(tmp_path / "fixed", **settings).summary, FixedSummary)
     assert again.compressor.truncate_bptt_segments == 2
     ids = text(4, 12)
     one, two = (m.compressor.read(ids, segment_lengths=[5, 7], output_softprompt=True) for m in (model, again))
     torch.testing.assert_close(one.hidden, two.hidden, rtol=1e-4, atol=1e-5)
     assert one.prompt.lengths.tolist() == two.prompt.lengths.tolist()
+    for mine, theirs in zip(one.reports, two.reports):
+        torch.testing.assert_close(mine.stop, theirs.stop, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(
         model.compressor.logits(one.hidden)[..., :64], again.compressor.logits(two.hidden)[..., :64]
     )

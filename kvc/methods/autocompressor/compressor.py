@@ -81,7 +81,6 @@ class Compressor:
                 "backbone.gradient_checkpointing: would drop the cache that a variable-length summary goes on from, "
                 "use segment_gradient_checkpointing"
             )
-        _check_head(model)
         summary.check(model)
         self.model, self.summary, self.stack = model, summary, Stack(model)
         self.segment_gradient_checkpointing = segment_gradient_checkpointing
@@ -163,7 +162,7 @@ class Compressor:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of hidden states `[..., D]`."""
-        return self.summary.logits(self.model.get_output_embeddings(), hidden)
+        return self.summary.logits(self.stack.logits, hidden)
 
     def loss(self, reading: Reading, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood of the labels given the tokens before them, over all segments in a row.
@@ -222,15 +221,6 @@ class Compressor:
         if self.truncate_bptt_segments is not None and uses >= self.truncate_bptt_segments:
             return after.detach()
         return replace(after, uses=uses)
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    """Refuse models that change their logits behind the LM head, whose losses would be those of other logits."""
-    config: Any = model.config.get_text_config(decoder=True)
-    plain = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
-    for name, neutral in plain.items():
-        if (found := getattr(config, name, neutral)) not in (neutral, None):
-            raise UserError(f"backbone: {type(model).__name__} changes its logits ({name} {found}), use another model")
 
 
 def masked_labels(reading: Reading, labels: torch.Tensor) -> torch.Tensor:

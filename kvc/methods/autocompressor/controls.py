@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvc.errors import UserError
+from kvc.methods.autocompressor.stack import Head
 
 SUM, EOC = "<sum>", "<eoc>"
 
@@ -65,11 +66,11 @@ class Controls(nn.Module, ABC):
         """Input embedding `[D]` of `<sum>`."""
 
     @abstractmethod
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """How likely the loop ends, by its hidden states `[B, D]`."""
 
     @abstractmethod
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of text."""
 
 
@@ -79,7 +80,12 @@ class TableControls(Controls):
     Args:
         sum_token_id: Id of `<sum>`.
         eoc_token_id: Id of `<eoc>`.
+        rival: Whether `<sum>` is one of the tokens that `<eoc>` is weighed against, as in the original.
     """
+
+    def __init__(self, sum_token_id: int, eoc_token_id: int, rival: bool = True) -> None:
+        super().__init__(sum_token_id, eoc_token_id)
+        self.rival = rival
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -119,16 +125,17 @@ class TableControls(Controls):
         embedded: torch.Tensor = embedding(row)
         return embedded
 
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """See `Controls`: `<eoc>` against all other tokens."""
         logits = head(hidden).float()
         mine = logits[:, self.eoc_token_id]
-        others = logits.index_fill(-1, torch.tensor(self.eoc_token_id, device=logits.device), -torch.inf)
+        aside = [self.eoc_token_id] if self.rival else self.unwritable()
+        others = logits.index_fill(-1, torch.tensor(aside, device=logits.device), -torch.inf)
         return Stop(mine - others.logsumexp(-1), mine > others.amax(-1))
 
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Controls`; in eval mode the two tokens are impossible."""
-        logits: torch.Tensor = head(hidden)
+        logits = head(hidden)
         if self.training:
             return logits
         both = torch.tensor(self.unwritable(), device=logits.device)
@@ -165,7 +172,8 @@ class OwnControls(Controls):
         device = table.weight.device
         self.sum_embedding = nn.Parameter(torch.empty(width, dtype=torch.float32, device=device).normal_(std=0.02))
         self.eoc_weight = nn.Parameter(torch.empty(width, dtype=torch.float32, device=device).normal_(std=0.02))
-        self.eoc_bias = nn.Parameter(torch.full((), stop_bias, device=device)) if head == "binary" else None
+        bias = torch.tensor(float(stop_bias), device=device)
+        self.eoc_bias = nn.Parameter(bias) if head == "binary" else None
 
     def embed(self, embedding: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Controls`."""
@@ -177,16 +185,15 @@ class OwnControls(Controls):
         """See `Controls`."""
         return self.sum_embedding
 
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """See `Controls`."""
-        mine = hidden.float() @ self.eoc_weight
         if self.eoc_bias is not None:
-            logit = mine + self.eoc_bias
+            logit = hidden.float() @ self.eoc_weight + self.eoc_bias
             return Stop(logit, logit > 0)
-        others = head(hidden).float()
+        logits = head(hidden, self.eoc_weight).float()
+        mine, others = logits[:, -1], logits[:, :-1]
         return Stop(mine - others.logsumexp(-1), mine > others.amax(-1))
 
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Controls`: the vocabulary does not hold the two tokens."""
-        logits: torch.Tensor = head(hidden)
-        return logits
+        return head(hidden)

@@ -9,6 +9,7 @@
 | `compress_stop_threshold` | see `Stopping`; null stops where `<eoc>` is the most likely token |
 | `truncate_bptt_segments` | see `Compressor` |
 | `compression_gate`, `compression_insertion` | see `VariableSummary`; absent in files of others: `after` and `given` |
+| `compression_sum_rival` | see `TableControls`; absent in files of others: true |
 | `compression_min_len` | see `Stopping`; absent in files of others: 0 |
 """
 
@@ -42,7 +43,7 @@ def summary_of(loaded: Loaded, length: int | None, accumulate: bool | None) -> S
         threshold = getattr(config, "compress_stop_threshold", None)
         least = getattr(config, "compression_min_len", 0)
         return VariableSummary(
-            TableControls(config.sum_token_id, config.eoc_token_id),
+            TableControls(config.sum_token_id, config.eoc_token_id, getattr(config, "compression_sum_rival", True)),
             config.compression_max_len,
             getattr(config, "compression_lambda", 0.0),
             getattr(config, "compression_alpha", 1.0),
@@ -102,6 +103,7 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
         "compression_gate": summary.gate,
         "compression_insertion": summary.insertion,
         "compression_min_len": stopping.min_length,
+        "compression_sum_rival": getattr(controls, "rival", False),
     }
     if isinstance(controls, OwnControls):
         tensors = _with_rows(compressor, controls)
@@ -113,13 +115,15 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
 def _with_rows(compressor: Compressor, controls: OwnControls) -> dict[str, torch.Tensor]:
     """The tables of the base model with a row for each control token.
 
-    Neither token is read or written as text, so what the rows hold for the other table is free.
+    `<sum>` is only read and `<eoc>` only predicted, so what the rows hold for the other table is free.
     """
     if controls.head != "vocabulary":
         raise UserError("stop_head: the layout of the published AutoCompressors cannot hold binary")
     base: Any = base_of(compressor.model)
     state = merged_state(compressor.model)
     inside, outside = base.get_input_embeddings().weight, base.get_output_embeddings().weight
-    rows = torch.stack([controls.sum_embedding, controls.eoc_weight]).detach()
+    # Gemma's table scales what it holds.
+    scale = float(getattr(base.get_input_embeddings(), "embed_scale", 1.0))
+    rows = torch.stack([controls.sum_embedding / scale, controls.eoc_weight]).detach()
     names = {name for name, tensor in state.items() if tensor.data_ptr() in (inside.data_ptr(), outside.data_ptr())}
     return {name: torch.cat([state[name], rows.to(state[name])]) for name in names}

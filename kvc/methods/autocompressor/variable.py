@@ -6,7 +6,7 @@ which replaces the one before the segment.
 Shapes: B batch, n text tokens of a segment, m vectors of the memory, T steps, D width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import repeat
 from typing import Literal
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stack import Columns, Stack
+from kvc.methods.autocompressor.stack import Columns, Head, Stack
 from kvc.methods.autocompressor.stopping import Gate, Stopping, log_gates
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
@@ -103,7 +103,7 @@ class VariableSummary(Summary):
         """See `Summary`."""
         return self.controls.embed(embedding, input_ids)
 
-    def logits(self, head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Summary`."""
         return self.controls.logits(head, hidden)
 
@@ -170,7 +170,6 @@ class VariableSummary(Summary):
 
         A hard loop ends when no row goes on.
         """
-        head = stack.model.get_output_embeddings()
         z, held, ended = first, segment.held, ~active
         vectors, logits, kept = [], [], []
         for step in range(self.max_len):
@@ -178,7 +177,7 @@ class VariableSummary(Summary):
             column = Columns.of_slots(z[:, None], None)
             z = stack.read(z[:, None].to(segment.prompt.vectors), column, segment.cache, held)[:, 0]
             held = held + column
-            stop = self.controls.stop(head, z)
+            stop = self.controls.stop(stack.logits, z)
             vectors.append(z)
             logits.append(stop.logit)
             if soft:
