@@ -53,6 +53,13 @@ class Controls(nn.Module, ABC):
             UserError: If so.
         """
 
+    def check_trainable(self, model: PreTrainedModel) -> None:
+        """Refuse to train a model that leaves the two tokens as they are.
+
+        Raises:
+            UserError: If it would.
+        """
+
     def unwritable(self) -> list[int]:
         """Ids of the vocabulary that are never text."""
         return []
@@ -77,6 +84,9 @@ class Controls(nn.Module, ABC):
 class TableControls(Controls):
     """Control tokens with rows in the tables of the base model, which trains them with all others.
 
+    Where the tables are frozen, as under LoRA, `train_rows` makes fp32 copies of the two rows that are trained and read
+    in their place.
+
     Args:
         sum_token_id: Id of `<sum>`.
         eoc_token_id: Id of `<eoc>`.
@@ -86,6 +96,8 @@ class TableControls(Controls):
     def __init__(self, sum_token_id: int, eoc_token_id: int, rival: bool = True) -> None:
         super().__init__(sum_token_id, eoc_token_id)
         self.rival = rival
+        self.sum_row: nn.Parameter | None = None
+        self.eoc_row: nn.Parameter | None = None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -110,6 +122,26 @@ class TableControls(Controls):
         if last >= rows:
             raise UserError(f"{SUM}: the base model has no row for token {last}, resize its {rows} embeddings")
 
+    @torch.no_grad()
+    def train_rows(self, model: PreTrainedModel) -> None:
+        """Train copies of the two rows from now on. `<sum>` is no rival of `<eoc>` any more."""
+        self.check(model)
+        # In tied tables the copy for reading would stand in the head too, once it is written to a file.
+        self.rival = False
+        self.sum_row = nn.Parameter(self.start(model.get_input_embeddings()).float())
+        head: Any = model.get_output_embeddings()
+        self.eoc_row = nn.Parameter(head.weight[self.eoc_token_id].float().clone())
+
+    def check_trainable(self, model: PreTrainedModel) -> None:
+        """See `Controls`."""
+        tables = {"input embeddings": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
+        frozen = [name for name, table in tables.items() if not any(p.requires_grad for p in table.parameters())]
+        if frozen and self.sum_row is None:
+            raise UserError(
+                f"control_tokens: the {frozen[0]} of the base model are frozen, so {SUM} and {EOC} would never be "
+                "trained: call `train_rows`, or give the summary control tokens of its own"
+            )
+
     def unwritable(self) -> list[int]:
         """See `Controls`."""
         return [self.sum_token_id, self.eoc_token_id]
@@ -117,18 +149,24 @@ class TableControls(Controls):
     def embed(self, embedding: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Controls`."""
         embedded: torch.Tensor = embedding(input_ids)
-        return embedded
+        if self.sum_row is None:
+            return embedded
+        mine = (input_ids == self.sum_token_id)[..., None]
+        return torch.where(mine, self.sum_row.to(embedded.dtype), embedded)
 
     def start(self, embedding: nn.Module) -> torch.Tensor:
         """See `Controls`."""
+        if self.sum_row is not None:
+            return self.sum_row
         row = torch.tensor(self.sum_token_id, device=next(embedding.parameters()).device)
         embedded: torch.Tensor = embedding(row)
         return embedded
 
     def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """See `Controls`: `<eoc>` against all other tokens."""
-        logits = head(hidden).float()
-        mine = logits[:, self.eoc_token_id]
+        logits = head(hidden, self.eoc_row).float()
+        mine = logits[:, self.eoc_token_id if self.eoc_row is None else -1]
+        logits = logits if self.eoc_row is None else logits[:, :-1]
         aside = [self.eoc_token_id] if self.rival else self.unwritable()
         others = logits.index_fill(-1, torch.tensor(aside, device=logits.device), -torch.inf)
         return Stop(mine - others.logsumexp(-1), mine > others.amax(-1))

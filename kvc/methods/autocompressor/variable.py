@@ -118,8 +118,11 @@ class VariableSummary(Summary):
         """See `Summary`.
 
         Raises:
-            UserError: If `<sum>` is to stand in the text, and there are only embeddings.
+            UserError: If `<sum>` is to stand in the text, and there are only embeddings; or if training would leave the
+                control tokens as they are.
         """
+        if soft and stack.model.training and torch.is_grad_enabled():
+            self.controls.check_trainable(stack.model)
         first, active = self._begin(segment)
         text = segment.valid
         if segment.input_ids is not None:
