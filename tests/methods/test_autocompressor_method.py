@@ -366,7 +366,10 @@ def test_rows_of_kv(tiny_folder: Path) -> None:
         assert (arms["no_context"]["kv_tokens_peak"], arms["no_context"]["kv_share"]) == (10, 0.0)
 
 
-@pytest.mark.parametrize("summary", [Fixed(3), Variable(3), Variable(3, gate="log", compress_stop_threshold=0.1)])
+@pytest.mark.parametrize(
+    "summary",
+    [Fixed(3), Variable(3), Variable(3, gate="log", compress_stop_threshold=0.1), Variable(3, stop_mode="sample")],
+)
 @torch.no_grad()
 def test_records_of_a_batch_are_those_of_its_rows(tiny_folder: Path, summary: Any) -> None:
     made = method(tiny_folder, lora=True, summary=summary, segments_per_substep=3).eval()

@@ -69,6 +69,38 @@ def test_a_padded_batch_gives_what_its_rows_give_alone(family: str, maker: str, 
         assert len({int(n) for n in whole.prompt.lengths}) > 1, "rows of one length show nothing"
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+@pytest.mark.parametrize("gate", ["after", "before", "log"])
+@pytest.mark.parametrize("rule", ["threshold", "greedy", "sample"])
+@pytest.mark.parametrize("family", ["llama-gqa", "opt"])
+@torch.no_grad()
+def test_every_rule_of_stopping_treats_a_row_as_it_would_alone(family: str, rule: Any, gate: Any, left: bool) -> None:
+    compressor = variable(family, gate, Stopping(rule, 0.4 if rule == "threshold" else None))
+    controls: Any = compressor.summary.controls  # type: ignore[union-attr]
+    # So that rows stop at different steps.
+    controls.eoc_bias += {"threshold": 0.0, "greedy": 0.9 if family == "llama-gqa" else 0.6, "sample": 0.0}[rule]
+    lengths = [6, 5, 4]
+    rows = [text(size, seed=size).tolist() for size in (15, 12, 9, 3, 6)]
+    ids, mask = padded(rows, left)
+
+    def draws(*numbers: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(number) for number in numbers]
+
+    whole = compressor.read(
+        ids, mask, segment_lengths=lengths, output_softprompt=True, generator=draws(*range(len(rows)))
+    )
+    for number, row in enumerate(rows):
+        parts = alone(row, lengths, left)
+        single = compressor.read(
+            torch.tensor([row]), segment_lengths=parts, output_softprompt=True, generator=draws(number)
+        )
+        prompts_equal(whole, number, single)
+    assert len({int(n) for n in whole.prompt.lengths}) > 1, "rows of one length show nothing"
+    if rule == "sample":
+        with pytest.raises(ValueError, match="2 of them do not fit a batch of 5"):
+            compressor.read(ids, output_softprompt=True, generator=draws(0, 1))
+
+
 def ids_width(compressor: Compressor) -> int:
     return int(compressor.model.get_input_embeddings().weight.shape[1])
 

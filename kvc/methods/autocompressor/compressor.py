@@ -16,6 +16,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.segments import split_lengths
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Stack
+from kvc.methods.autocompressor.stopping import Draws
 from kvc.methods.autocompressor.summary import Report, Segment, Summary
 
 IGNORED = -100
@@ -96,7 +97,7 @@ class Compressor:
         softprompt: SoftPrompt | None = None,
         output_softprompt: bool = False,
         soft: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Reading:
         """Read a text. A padded batch gives what its rows give alone, on whichever side the padding is.
 
@@ -189,7 +190,7 @@ class Compressor:
         input_ids: torch.Tensor | None,
         summarized: bool,
         soft: bool,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> tuple[torch.Tensor, SoftPrompt, Report | None]:
         """Hidden states of the text, and the soft prompt after it."""
         # Autocast may have made the final hidden states more precise than embeddings are.

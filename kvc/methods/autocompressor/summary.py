@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache
 
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Head, Stack
+from kvc.methods.autocompressor.stopping import Draws
 
 
 class Marked(NamedTuple):
@@ -134,7 +135,7 @@ class Summary(nn.Module, ABC):
 
     @abstractmethod
     def summarize(
-        self, stack: Stack, segment: Segment, soft: bool, generator: torch.Generator | None
+        self, stack: Stack, segment: Segment, soft: bool, generator: Draws
     ) -> tuple[SoftPrompt, Report | None]:
         """The soft prompt after a segment.
 

@@ -18,7 +18,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Head, Stack
-from kvc.methods.autocompressor.stopping import Gate, Stopping, log_gates
+from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, log_gates
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
 Insertion = Literal["append", "overwrite", "given"]
@@ -113,7 +113,7 @@ class VariableSummary(Summary):
         return self.controls.start(embedding).to(embeddings).expand(len(embeddings), count, -1)
 
     def summarize(
-        self, stack: Stack, segment: Segment, soft: bool, generator: torch.Generator | None
+        self, stack: Stack, segment: Segment, soft: bool, generator: Draws
     ) -> tuple[SoftPrompt, Report | None]:
         """See `Summary`.
 
@@ -167,7 +167,7 @@ class VariableSummary(Summary):
         first: torch.Tensor,
         active: torch.Tensor,
         soft: bool,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Raw vectors `[B, T, D]`, logits of stopping `[B, T]` and which vectors a hard stop keeps, bool `[B, T]`.
 
@@ -185,7 +185,7 @@ class VariableSummary(Summary):
             logits.append(stop.logit)
             if soft:
                 continue
-            ends = ended | self.stopping(step, stop.logit, stop.top, generator)
+            ends = ended | self.stopping(step, stop.logit, stop.top, ended, generator)
             kept.append(~(ended if self.gate == "before" else ends))
             ended = ends
             if bool(ended.all()):
