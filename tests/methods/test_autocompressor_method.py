@@ -206,6 +206,17 @@ def test_what_trains(tiny_folder: Path, lora: bool) -> None:
     assert set(control.groups()) == {"lora" if lora else "model"}
 
 
+def test_training_goes_on_from_an_autocompressor(tiny_folder: Path, tmp_path: Path) -> None:
+    first = method(tiny_folder)
+    first.as_model().save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    again = AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(3))
+    assert torch.equal(again.summary.embed_summary.weight, first.summary.embed_summary.weight)  # type: ignore[union-attr]
+    AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(0))
+    with pytest.raises(UserError, match=r"summary_length: .* is an AutoCompressor with 3 summary tokens, not 4"):
+        AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(4))
+
+
 @pytest.mark.parametrize("lora", [True, False])
 def test_tokens_of_the_vocabulary_train(tiny_folder: Path, tmp_path: Path, lora: bool) -> None:
     folder = with_control_tokens(tiny_folder, tmp_path / "base")

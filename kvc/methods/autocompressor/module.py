@@ -16,6 +16,7 @@ from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
+from kvc.methods.autocompressor.checkpoint import summary_table
 from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.cutting import Cutting, even
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
@@ -103,6 +104,8 @@ class AutoCompressor(Method):
                 self.backbone.float().requires_grad_(True)
             settings = summary or (Fixed(0) if self.full else Fixed())
             self.summary = settings.build(self.backbone, self.tokenizer)
+        if isinstance(self.summary, FixedSummary) and self.summary.length:
+            self._go_on(self.summary)
         self.compressor = Compressor(
             self.backbone, self.summary, segment_gradient_checkpointing, truncate_bptt_segments
         )
@@ -127,6 +130,20 @@ class AutoCompressor(Method):
         if positions is not None:
             extend_table(model, positions)
         return model
+
+    @torch.no_grad()
+    def _go_on(self, summary: FixedSummary) -> None:
+        """Begin with the summary tokens of the base model, where that is an AutoCompressor."""
+        published = getattr(self.backbone.config, "summary_length", None) and not self.base.from_config
+        table = summary_table(self.base.location, self.base.revision) if published else None
+        if table is None:
+            return
+        if table.shape != summary.embed_summary.weight.shape:
+            raise UserError(
+                f"model.summary.summary_length: {self.base.pretrained} is an AutoCompressor with {len(table)} summary "
+                f"tokens, not {summary.length}"
+            )
+        summary.embed_summary.weight.copy_(table)
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the base model."""
