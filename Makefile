@@ -13,6 +13,8 @@ BATCH ?= 16
 LR ?= 2e-5
 NUM_GPUS ?= 1
 CML ?= 50
+# Blocks of tokens fit one tokenizer: those of Llama 3 are others than those of Llama 2.
+AC_CONFIG = $(if $(filter tiny,$(BASE)),tiny_variable,$(if $(findstring lama-3,$(BASE)),llama3_8b,$(if $(findstring lama,$(BASE)),llama2_7b_6k,opt_125m)))
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -37,8 +39,9 @@ demo: $(STAMP) ## Train and test the COMP classifier on the tiny model: table an
 
 # The batch is that of all GPUs together; one block at a time fits any of them.
 autocompressor: $(STAMP) ## Train a variable-length AutoCompressor: BASE=opt-125m BATCH=16 LR=2e-5 NUM_GPUS=1 CML=50
+	@test $$(( $(BATCH) % $(NUM_GPUS) )) -eq 0 -a $(BATCH) -gt 0 || { echo "BATCH=$(BATCH) is no multiple of NUM_GPUS=$(NUM_GPUS)" >&2; exit 2; }
 	HF_HUB_OFFLINE=$(if $(filter tiny,$(BASE)),1,0) $(BIN)/python -m kvc fit \
-	  --config configs/autocompressor/$(if $(filter tiny,$(BASE)),tiny_variable,$(if $(findstring lama,$(BASE)),llama2_7b_6k,opt_125m)).yaml \
+	  --config configs/autocompressor/$(AC_CONFIG).yaml \
 	  --model.backbone.pretrained $(if $(findstring /,$(BASE))$(filter tiny,$(BASE)),$(BASE),facebook/$(BASE)) \
 	  --model.summary kvc.methods.autocompressor.summaries.Variable --model.summary.compression_max_len $(CML) \
 	  --model.optim.lr $(LR) --data.batch_size 1 --trainer.devices $(NUM_GPUS) \

@@ -225,7 +225,7 @@ def decoder(model: nn.Module) -> nn.Module:
     return inner
 
 
-def head_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def head_logits(model: nn.Module, hidden: torch.Tensor, head: nn.Module | None = None) -> torch.Tensor:
     """Logits of hidden states that `decoder(model)` gave, as the model's own forward makes them.
 
     The LM head alone is not enough: some families cap what it says (Gemma 2) or scale it (Cohere, Granite).
@@ -233,23 +233,31 @@ def head_logits(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     Args:
         model: A causal LM, with or without a PEFT wrapper.
         hidden: `[..., E]`.
+        head: In the place of the model's LM head; None for that one.
 
     Returns:
         `[..., V]`.
     """
     whole: Any = model
     base = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
-    stack = decoder(model)
-    *outer, last = next(name for name, module in base.named_modules() if module is stack).split(".")
     # A copy that shares all weights and has a stack that hands on what it is given: the model itself stays as it is.
-    part = shell = copy.copy(base)
+    shell = _with(base, decoder(model), _Given())
+    if head is not None:
+        shell = _with(shell, base.get_output_embeddings(), head)
+    logits: torch.Tensor = type(base).forward(shell, inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1])).logits
+    return logits.view(*hidden.shape[:-1], logits.shape[-1])
+
+
+def _with(model: Any, old: nn.Module, new: nn.Module) -> Any:
+    """A model that shares everything with another one but a module inside."""
+    *outer, last = next(name for name, module in model.named_modules() if module is old).split(".")
+    part = whole = copy.copy(model)
     for name in outer:
         inner = copy.copy(part._modules[name])
         part._modules = {**part._modules, name: inner}
         part = inner
-    part._modules = {**part._modules, last: _Given()}
-    logits: torch.Tensor = type(base).forward(shell, inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1])).logits
-    return logits.view(*hidden.shape[:-1], logits.shape[-1])
+    part._modules = {**part._modules, last: new}
+    return whole
 
 
 @dataclass

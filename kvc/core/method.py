@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.distributed
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
 from kvc.core import seeds
@@ -134,7 +135,7 @@ class Method(KvcModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Divide the accumulated gradient of the summed loss by the tokens of all ranks and batches."""
-        tokens = self._summed(self._tokens)
+        tokens = self.summed(self._tokens)
         # DDP has averaged the gradient over ranks.
         scale = (self.trainer.world_size / tokens.clamp(min=1.0)).float()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -143,17 +144,46 @@ class Method(KvcModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss per token over the whole split: sums and counts are logged and divided at the end."""
-        output = self.step(batch)
+        self.validated(self.step(batch))
+
+    def validated(self, output: StepOutput) -> None:
+        """Count a batch in the loss of the running validation."""
         self._val += torch.stack([output.loss_sum.detach(), output.num_tokens]).double().cpu()
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss per token over all ranks."""
-        loss, tokens = self._summed(self._val)
+        loss, tokens = self.summed(self._val)
         self._val = torch.zeros(2, dtype=torch.float64)
         self.log("val/loss", (loss / tokens.clamp(min=1)).float(), prog_bar=True)
 
-    def _summed(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks."""
+    def log_histogram(self, name: str, counts: torch.Tensor, edges: Sequence[float]) -> None:
+        """Draw a histogram in TensorBoard, at the step that has been reached.
+
+        Args:
+            name: Its tag.
+            counts: Of every bin, `[n]`, already summed over ranks.
+            edges: Bounds of the bins, n + 1 in rising order.
+        """
+        middles = (torch.tensor(edges[:-1], dtype=torch.float64) + torch.tensor(edges[1:], dtype=torch.float64)) / 2
+        counts = counts.double().cpu()
+        if self.trainer.sanity_checking or not self.trainer.is_global_zero or not counts.any():
+            return
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_histogram_raw(
+                    name,
+                    min=edges[0],
+                    max=edges[-1],
+                    num=float(counts.sum()),
+                    sum=float((counts * middles).sum()),
+                    sum_squares=float((counts * middles**2).sum()),
+                    bucket_limits=list(edges[1:]),
+                    bucket_counts=counts.tolist(),
+                    global_step=self.trainer.global_step,
+                )
+
+    def summed(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in fp64 where the device has it."""
         value = value.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(value)

@@ -12,7 +12,7 @@ from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.stopping import Gate, Stopping
 from kvc.methods.autocompressor.variable import VariableSummary
 
-__all__ = ["ALL", "adapted", "base", "fixed", "padded", "perturbed", "prompts_equal", "variable"]
+__all__ = ["ALL", "SCALED", "adapted", "base", "fixed", "kernel", "padded", "perturbed", "prompts_equal", "variable"]
 
 OPT: dict[str, Any] = {
     "model_type": "opt",
@@ -30,15 +30,32 @@ OPT: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": 2,
 }
-ALL = {**FAMILIES, "opt": OPT, "opt-350m": {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False}}
+SCALED: dict[str, dict[str, Any]] = {
+    "gemma2": {"model_type": "gemma2", **SHAPE, "final_logit_softcapping": 0.5, "sliding_window": 256},
+    "cohere": {"model_type": "cohere", **SHAPE, "logit_scale": 0.25},
+    "granite": {"model_type": "granite", **SHAPE, "logits_scaling": 8.0, "embedding_multiplier": 3.0},
+}
+"""Families whose logits are not those of the LM head alone."""
+ALL = {
+    **FAMILIES,
+    **SCALED,
+    "opt": OPT,
+    "opt-350m": {**OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+}
 
 
-BIAS = {"opt": -3.9, "opt-350m": -2.0}
+BIAS = {"opt": -3.9, "opt-350m": -2.0, "gemma2": 0.7, "cohere": 0.7}
 """So that rows stop at different steps."""
 
 
-def base(family: str = "llama-gqa", attention: str = "sdpa", **overrides: Any) -> Any:
+def kernel(family: str) -> str:
+    """What its attention can run on."""
+    return "eager" if family == "gemma2" else "sdpa"
+
+
+def base(family: str = "llama-gqa", attention: str | None = None, **overrides: Any) -> Any:
     """A random causal LM in eval mode, the same every time."""
+    attention = attention or kernel(family)
     fields = {**ALL[family], **overrides}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     with torch.random.fork_rng(devices=[]):

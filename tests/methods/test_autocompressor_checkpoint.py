@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from autocompressor_tiny import adapted, base, fixed, perturbed
+from autocompressor_tiny import adapted, base, fixed, kernel, perturbed
 from safetensors.torch import load_file, save_file
 
 import kvc
@@ -127,29 +127,40 @@ def test_lora_is_merged_in_the_files_alone(tmp_path: Path) -> None:
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "lora" in name or "base_" in name]
 
 
-@pytest.mark.parametrize("family", CLASSES)
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("family", [*CLASSES, "gemma2"])
+@pytest.mark.parametrize("kind", ["own", "table", "rows"])
 @torch.no_grad()
-def test_variable_length_in_the_layout_of_the_fork(family: str, own: bool, tmp_path: Path) -> None:
-    backbone = base(family, vocab_size=64 if own else 66)
-    controls = OwnControls(backbone, "vocabulary") if own else TableControls(64, 65)
+def test_variable_length_in_the_layout_of_the_fork(family: str, kind: str, tmp_path: Path) -> None:
+    backbone = base(family, vocab_size=64 if kind == "own" else 66)
+    controls = OwnControls(backbone, "vocabulary") if kind == "own" else TableControls(64, 65)
+    if isinstance(controls, TableControls) and kind == "rows":
+        backbone = adapted(backbone, targets=["q_proj", "v_proj"])
+        controls.train_rows(backbone)
     perturbed(controls, 0.5)
     stop = Stopping("threshold", 0.02)
     summary = VariableSummary(controls, 4, 0.3, 0.5, "before", stop, "append")
     model = AutoCompressorModel(backbone, summary, truncate_bptt_segments=2).eval()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     model.save_pretrained(tmp_path)
-    again = AutoCompressorModel.from_pretrained(tmp_path)
+    settings: Any = {"attn_implementation": kernel(family)}
+    again = AutoCompressorModel.from_pretrained(tmp_path, **settings)
     assert isinstance(again.summary.controls, TableControls)
-    AutoCompressorModel.from_pretrained(tmp_path, summary_length=2).save_pretrained(tmp_path / "fixed")
-    assert isinstance(AutoCompressorModel.from_pretrained(tmp_path / "fixed").summary, FixedSummary)
+    AutoCompressorModel.from_pretrained(tmp_path, summary_length=2, **settings).save_pretrained(tmp_path / "fixed")
+    assert isinstance(AutoCompressorModel.from_pretrained(tmp_path / "fixed", **settings).summary, FixedSummary)
     assert again.compressor.truncate_bptt_segments == 2
     ids = text(4, 12)
     one, two = (m.compressor.read(ids, segment_lengths=[5, 7], output_softprompt=True) for m in (model, again))
     torch.testing.assert_close(one.hidden, two.hidden, rtol=1e-4, atol=1e-5)
     assert one.prompt.lengths.tolist() == two.prompt.lengths.tolist()
+    for mine, theirs in zip(one.reports, two.reports):
+        torch.testing.assert_close(mine.stop, theirs.stop, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(
-        model.compressor.logits(one.hidden)[..., :64], again.compressor.logits(two.hidden)[..., :64]
+        model.compressor.logits(one.hidden)[..., :64],
+        again.compressor.logits(two.hidden)[..., :64],
+        rtol=1e-4,
+        atol=1e-5,
     )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
 
 def test_what_the_layout_cannot_hold(tmp_path: Path) -> None:

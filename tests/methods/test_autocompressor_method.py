@@ -58,6 +58,19 @@ def at_step(made: AutoCompressor, step: int = 0) -> AutoCompressor:
     return made
 
 
+def with_control_tokens(source: Path, folder: Path) -> Path:
+    """A base model whose tokenizer has `<sum>` and `<eoc>`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<sum>", "<eoc>"]})
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def pieces(made: AutoCompressor, data: Any, step: int = 0) -> list[StepOutput]:
     return [piece() for piece in at_step(made, step).substeps(data)]
 
@@ -191,6 +204,34 @@ def test_what_trains(tiny_folder: Path, lora: bool) -> None:
     assert all(gradient.any() for gradient in gradients(made.train(), batch()).values())
     control = method(tiny_folder, lora=lora, summary=Fixed(0))
     assert set(control.groups()) == {"lora" if lora else "model"}
+
+
+def test_training_goes_on_from_an_autocompressor(tiny_folder: Path, tmp_path: Path) -> None:
+    first = method(tiny_folder)
+    first.as_model().save_pretrained(tmp_path)
+    first.tokenizer.save_pretrained(tmp_path)
+    again = AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(3))
+    assert torch.equal(again.summary.embed_summary.weight, first.summary.embed_summary.weight)  # type: ignore[union-attr]
+    AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(0))
+    with pytest.raises(UserError, match=r"summary_length: .* is an AutoCompressor with 3 summary tokens, not 4"):
+        AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(4))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_tokens_of_the_vocabulary_train(tiny_folder: Path, tmp_path: Path, lora: bool) -> None:
+    folder = with_control_tokens(tiny_folder, tmp_path / "base")
+    summary = Variable(2, control_tokens="vocabulary", insertion="overwrite")
+    made = method(folder, lora, summary=summary, training_substeps=2).train()
+    named = {name for name, p in made.named_parameters() if p.requires_grad and name.startswith("summary.")}
+    rows = {"summary.controls.sum_row", "summary.controls.eoc_row"}
+    assert named == (rows if lora else set())
+    assert rows <= made.trained_state().keys() or not lora
+    for piece in pieces(made, batch()):
+        piece.loss_sum.backward()
+    for name, p in made.named_parameters():
+        if name in named:
+            assert p.grad is not None
+            assert p.grad.any()
 
 
 def test_the_loss_of_the_text_trains_the_stopping(tiny_folder: Path) -> None:
@@ -354,7 +395,10 @@ def test_rows_of_kv(tiny_folder: Path) -> None:
         assert (arms["no_context"]["kv_tokens_peak"], arms["no_context"]["kv_share"]) == (10, 0.0)
 
 
-@pytest.mark.parametrize("summary", [Fixed(3), Variable(3), Variable(3, gate="log", compress_stop_threshold=0.1)])
+@pytest.mark.parametrize(
+    "summary",
+    [Fixed(3), Variable(3), Variable(3, gate="log", compress_stop_threshold=0.1), Variable(3, stop_mode="sample")],
+)
 @torch.no_grad()
 def test_records_of_a_batch_are_those_of_its_rows(tiny_folder: Path, summary: Any) -> None:
     made = method(tiny_folder, lora=True, summary=summary, segments_per_substep=3).eval()

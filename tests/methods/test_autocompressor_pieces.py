@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from autocompressor_tiny import adapted, base, fixed, variable
+from autocompressor_tiny import SCALED, adapted, base, fixed, variable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -155,13 +155,39 @@ def test_eos_survives_several_ids_and_peft() -> None:
         OwnControls(model, "other")  # type: ignore[arg-type]
 
 
-def test_models_that_scale_their_logits_are_refused() -> None:
-    model = base()
-    model.config.logits_scaling = 1.0
-    fixed(model=model)
-    model.config.logits_scaling = 8.0
-    with pytest.raises(UserError, match="logits_scaling"):
-        fixed(model=model)
+@pytest.mark.parametrize("family", SCALED)
+@torch.no_grad()
+def test_logits_and_loss_are_those_of_the_familys_own_forward(family: str) -> None:
+    compressor = fixed(family)
+    model, ids = compressor.model, torch.arange(3, 17).view(2, 7)
+    before = compressor.read(ids.flip(-1), output_softprompt=True).prompt
+    embeddings = torch.cat([before.vectors, model.get_input_embeddings()(ids)], dim=1)
+    labels = torch.cat([torch.full(before.vectors.shape[:2], -100), ids], dim=1)
+    labels[:, 3] = -100  # what predicts the first token of the text stands before it
+    own = model(inputs_embeds=embeddings, labels=labels)
+    reading = compressor.read(ids, softprompt=before)
+    torch.testing.assert_close(compressor.logits(reading.hidden), own.logits[:, 3:])
+    assert not torch.allclose(model.get_output_embeddings()(reading.hidden), own.logits[:, 3:])
+    total, count = compressor.loss(reading, ids)
+    torch.testing.assert_close(total / count, own.loss)
+
+
+@pytest.mark.parametrize("family", SCALED)
+@torch.no_grad()
+def test_stopping_is_a_token_of_the_familys_own_forward(family: str) -> None:
+    """`<eoc>` as the last row of the table, and with a row of its own over the shorter table."""
+    whole, short = base(family, vocab_size=66), base(family, vocab_size=66)
+    table = TableControls(64, 65, rival=False)
+    row = whole.get_output_embeddings().weight[65].clone()
+    short.resize_token_embeddings(64)
+    own = OwnControls(short, "vocabulary")
+    own.eoc_weight.copy_(row)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    one, two = table.stop(Stack(whole).logits, hidden), own.stop(Stack(short).logits, hidden)
+    torch.testing.assert_close(one.logit, two.logit)
+    shell = whole.get_output_embeddings()(hidden)
+    plain = shell[:, 65] - shell[:, :64].logsumexp(-1)
+    assert not torch.allclose(one.logit, plain, atol=1e-3)
 
 
 def test_other_learned_positions_are_refused() -> None:

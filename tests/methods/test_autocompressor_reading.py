@@ -69,6 +69,38 @@ def test_a_padded_batch_gives_what_its_rows_give_alone(family: str, maker: str, 
         assert len({int(n) for n in whole.prompt.lengths}) > 1, "rows of one length show nothing"
 
 
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+@pytest.mark.parametrize("gate", ["after", "before", "log"])
+@pytest.mark.parametrize("rule", ["threshold", "greedy", "sample"])
+@pytest.mark.parametrize("family", ["llama-gqa", "opt"])
+@torch.no_grad()
+def test_every_rule_of_stopping_treats_a_row_as_it_would_alone(family: str, rule: Any, gate: Any, left: bool) -> None:
+    compressor = variable(family, gate, Stopping(rule, 0.4 if rule == "threshold" else None))
+    controls: Any = compressor.summary.controls  # type: ignore[union-attr]
+    # So that rows stop at different steps.
+    controls.eoc_bias += {"threshold": 0.0, "greedy": 0.9 if family == "llama-gqa" else 0.6, "sample": 0.0}[rule]
+    lengths = [6, 5, 4]
+    rows = [text(size, seed=size).tolist() for size in (15, 12, 9, 3, 6)]
+    ids, mask = padded(rows, left)
+
+    def draws(*numbers: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(number) for number in numbers]
+
+    whole = compressor.read(
+        ids, mask, segment_lengths=lengths, output_softprompt=True, generator=draws(*range(len(rows)))
+    )
+    for number, row in enumerate(rows):
+        parts = alone(row, lengths, left)
+        single = compressor.read(
+            torch.tensor([row]), segment_lengths=parts, output_softprompt=True, generator=draws(number)
+        )
+        prompts_equal(whole, number, single)
+    assert len({int(n) for n in whole.prompt.lengths}) > 1, "rows of one length show nothing"
+    if rule == "sample":
+        with pytest.raises(ValueError, match="2 of them do not fit a batch of 5"):
+            compressor.read(ids, output_softprompt=True, generator=draws(0, 1))
+
+
 def ids_width(compressor: Compressor) -> int:
     return int(compressor.model.get_input_embeddings().weight.shape[1])
 
@@ -349,6 +381,59 @@ def test_own_control_tokens_train_under_lora_alone(family: str, head: Any) -> No
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved
     assert all(".lora_" in name for name in moved)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("family", ["llama-gqa", "opt"])
+def test_rows_of_frozen_tables_train_as_copies(family: str, tied: bool) -> None:
+    model = adapted(base(family, vocab_size=66, tie_word_embeddings=tied), targets=["q_proj", "v_proj"])
+    controls = TableControls(64, 65, rival=False)
+    compressor = variable(model=model, controls=controls)
+    ids = text(2, 12)
+    ids[0, 3] = 64
+
+    def read() -> Any:
+        reading = compressor.read(ids, segment_lengths=[6, 6], soft=True)
+        return reading, compressor.logits(reading.hidden)
+
+    with torch.no_grad():
+        before, logits = read()
+        controls.train_rows(model)
+        after, again = read()
+    torch.testing.assert_close(again, logits)
+    torch.testing.assert_close(after.reports[0].stop, before.reports[0].stop)
+    model.train()
+    reading = compressor.read(ids, segment_lengths=[6, 6])
+    loss, count = compressor.loss(reading, ids)
+    (loss / count).backward()
+    assert controls.sum_row is not None
+    assert controls.eoc_row is not None
+    assert controls.sum_row.grad is not None
+    assert controls.sum_row.grad.any()
+    assert controls.eoc_row.grad is not None
+    assert controls.eoc_row.grad.any()
+    with torch.no_grad():
+        controls.sum_row.neg_()
+        assert not torch.allclose(read()[0].hidden[0, 3], reading.hidden[0, 3], atol=1e-3), "<sum> in the text"
+        controls.eoc_row.zero_()
+        z = reading.reports[0].z.flatten(0, 1)
+        logit = controls.stop(compressor.stack.logits, z).logit
+        rivals = model.get_output_embeddings()(z)[:, :64]
+        torch.testing.assert_close(logit, -rivals.logsumexp(-1))
+
+
+def test_control_tokens_that_would_never_train_are_refused() -> None:
+    model = adapted(base(vocab_size=66))
+    compressor = variable(model=model, controls=TableControls(64, 65))
+    compressor.read(text(1, 8), segment_lengths=4)
+    model.train()
+    with pytest.raises(UserError, match="input embeddings of the base model are frozen"):
+        compressor.read(text(1, 8), segment_lengths=4)
+    model.get_input_embeddings().requires_grad_(True)
+    with pytest.raises(UserError, match="LM head of the base model are frozen"):
+        compressor.read(text(1, 8), segment_lengths=4)
+    with torch.no_grad():
+        compressor.read(text(1, 8), segment_lengths=4)
 
 
 @torch.no_grad()

@@ -7,12 +7,31 @@ from typing import Any
 import cases
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import kvc
 
 
 def result(folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text())
+
+
+def lengths_are_logged(run: Path) -> None:
+    """Three segments of each of six rows are summarised, in at most two steps."""
+    events = EventAccumulator(str(run)).Reload()
+    expected, real = (events.Scalars(f"val/{name}vectors")[-1].value for name in ("expected_", ""))
+    lengths, stop = (events.Histograms(f"val/{name}")[-1] for name in ("vectors_of_segment", "stop_probability"))
+    assert (lengths.step, lengths.histogram_value.num, stop.histogram_value.num) == (6, 18, 36)
+    assert lengths.histogram_value.sum / 18 == pytest.approx(real)
+    assert 0 < expected < 2
+    middles = [
+        (end - 0.01) * count for end, count in zip(stop.histogram_value.bucket_limit, stop.histogram_value.bucket)
+    ]
+    assert sum(middles) / 36 == pytest.approx(stop.histogram_value.sum / 36)
+    # E[length] = (1 - p_1) + (1 - p_1)(1 - p_2), with much the same p at every step
+    p = stop.histogram_value.sum / 36
+    assert expected == pytest.approx((1 - p) + (1 - p) ** 2, abs=0.1)
+    assert "train/vectors" in events.Tags()["scalars"]
 
 
 @pytest.mark.parametrize("name", ["autocompressor", "autocompressor_variable"])
@@ -27,6 +46,8 @@ def test_every_command_runs(name: str, tiny_folder: Path, tmp_path: Path) -> Non
     assert {"loss", "perplexity", "answer_loss", "kv_share", "kv_tokens_peak", "vectors"} <= set(found["metrics"])
     assert set(found["differences"]["loss"]) == set(found["arms"])
     assert found["data"]["splits"] == {"train": 24, "val": 6, "test": 7}
+    if "variable" in name:
+        lengths_are_logged(run)
     for command in ("validate", "predict"):
         assert cases.main([command, "--run", str(run), "--eval_name", command]) == 0
         lines = (run / "eval" / command / "predictions.jsonl").read_text().splitlines()

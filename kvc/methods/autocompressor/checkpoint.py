@@ -85,7 +85,7 @@ def load(
     finally:
         logging.set_verbosity(verbosity)
     _check(name, info)
-    table = _summary_table(name, revision)
+    table = summary_table(name, revision)
     if table is not None:
         embedding: Any = model.get_input_embeddings()
         wanted = [getattr(config, "summary_length", len(table)), embedding.weight.shape[1]]
@@ -108,7 +108,7 @@ def _check(name: str, info: dict[str, Any]) -> None:
         raise UserError(f"{name} holds {len(foreign)} tensors that the model has no place for, e.g. {foreign[0]}")
 
 
-def _summary_table(name: str, revision: str | None) -> torch.Tensor | None:
+def summary_table(name: str, revision: str | None) -> torch.Tensor | None:
     """The summary embeddings, fp32, with a storage of their own: some releases hold them as a view on a larger one."""
     for index, whole in (
         ("model.safetensors.index.json", "model.safetensors"),

@@ -16,6 +16,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.segments import split_lengths
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Stack
+from kvc.methods.autocompressor.stopping import Draws
 from kvc.methods.autocompressor.summary import Report, Segment, Summary
 
 IGNORED = -100
@@ -81,7 +82,6 @@ class Compressor:
                 "backbone.gradient_checkpointing: would drop the cache that a variable-length summary goes on from, "
                 "use segment_gradient_checkpointing"
             )
-        _check_head(model)
         summary.check(model)
         self.model, self.summary, self.stack = model, summary, Stack(model)
         self.segment_gradient_checkpointing = segment_gradient_checkpointing
@@ -97,7 +97,7 @@ class Compressor:
         softprompt: SoftPrompt | None = None,
         output_softprompt: bool = False,
         soft: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> Reading:
         """Read a text. A padded batch gives what its rows give alone, on whichever side the padding is.
 
@@ -163,7 +163,7 @@ class Compressor:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of hidden states `[..., D]`."""
-        return self.summary.logits(self.model.get_output_embeddings(), hidden)
+        return self.summary.logits(self.stack.logits, hidden)
 
     def loss(self, reading: Reading, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Negative log-likelihood of the labels given the tokens before them, over all segments in a row.
@@ -190,7 +190,7 @@ class Compressor:
         input_ids: torch.Tensor | None,
         summarized: bool,
         soft: bool,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> tuple[torch.Tensor, SoftPrompt, Report | None]:
         """Hidden states of the text, and the soft prompt after it."""
         # Autocast may have made the final hidden states more precise than embeddings are.
@@ -222,15 +222,6 @@ class Compressor:
         if self.truncate_bptt_segments is not None and uses >= self.truncate_bptt_segments:
             return after.detach()
         return replace(after, uses=uses)
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    """Refuse models that change their logits behind the LM head, whose losses would be those of other logits."""
-    config: Any = model.config.get_text_config(decoder=True)
-    plain = {"logit_scale": 1.0, "logits_scaling": 1.0, "final_logit_softcapping": None}
-    for name, neutral in plain.items():
-        if (found := getattr(config, name, neutral)) not in (neutral, None):
-            raise UserError(f"backbone: {type(model).__name__} changes its logits ({name} {found}), use another model")
 
 
 def masked_labels(reading: Reading, labels: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvc.errors import UserError
+from kvc.methods.autocompressor.stack import Head
 
 SUM, EOC = "<sum>", "<eoc>"
 
@@ -52,6 +53,13 @@ class Controls(nn.Module, ABC):
             UserError: If so.
         """
 
+    def check_trainable(self, model: PreTrainedModel) -> None:
+        """Refuse to train a model that leaves the two tokens as they are.
+
+        Raises:
+            UserError: If it would.
+        """
+
     def unwritable(self) -> list[int]:
         """Ids of the vocabulary that are never text."""
         return []
@@ -65,21 +73,31 @@ class Controls(nn.Module, ABC):
         """Input embedding `[D]` of `<sum>`."""
 
     @abstractmethod
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """How likely the loop ends, by its hidden states `[B, D]`."""
 
     @abstractmethod
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of text."""
 
 
 class TableControls(Controls):
     """Control tokens with rows in the tables of the base model, which trains them with all others.
 
+    Where the tables are frozen, as under LoRA, `train_rows` makes fp32 copies of the two rows that are trained and read
+    in their place.
+
     Args:
         sum_token_id: Id of `<sum>`.
         eoc_token_id: Id of `<eoc>`.
+        rival: Whether `<sum>` is one of the tokens that `<eoc>` is weighed against, as in the original.
     """
+
+    def __init__(self, sum_token_id: int, eoc_token_id: int, rival: bool = True) -> None:
+        super().__init__(sum_token_id, eoc_token_id)
+        self.rival = rival
+        self.sum_row: nn.Parameter | None = None
+        self.eoc_row: nn.Parameter | None = None
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Self:
@@ -104,6 +122,26 @@ class TableControls(Controls):
         if last >= rows:
             raise UserError(f"{SUM}: the base model has no row for token {last}, resize its {rows} embeddings")
 
+    @torch.no_grad()
+    def train_rows(self, model: PreTrainedModel) -> None:
+        """Train copies of the two rows from now on. `<sum>` is no rival of `<eoc>` any more."""
+        self.check(model)
+        # In tied tables the copy for reading would stand in the head too, once it is written to a file.
+        self.rival = False
+        self.sum_row = nn.Parameter(self.start(model.get_input_embeddings()).float())
+        head: Any = model.get_output_embeddings()
+        self.eoc_row = nn.Parameter(head.weight[self.eoc_token_id].float().clone())
+
+    def check_trainable(self, model: PreTrainedModel) -> None:
+        """See `Controls`."""
+        tables = {"input embeddings": model.get_input_embeddings(), "LM head": model.get_output_embeddings()}
+        frozen = [name for name, table in tables.items() if not any(p.requires_grad for p in table.parameters())]
+        if frozen and self.sum_row is None:
+            raise UserError(
+                f"control_tokens: the {frozen[0]} of the base model are frozen, so {SUM} and {EOC} would never be "
+                "trained: call `train_rows`, or give the summary control tokens of its own"
+            )
+
     def unwritable(self) -> list[int]:
         """See `Controls`."""
         return [self.sum_token_id, self.eoc_token_id]
@@ -111,24 +149,31 @@ class TableControls(Controls):
     def embed(self, embedding: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Controls`."""
         embedded: torch.Tensor = embedding(input_ids)
-        return embedded
+        if self.sum_row is None:
+            return embedded
+        mine = (input_ids == self.sum_token_id)[..., None]
+        return torch.where(mine, self.sum_row.to(embedded.dtype), embedded)
 
     def start(self, embedding: nn.Module) -> torch.Tensor:
         """See `Controls`."""
+        if self.sum_row is not None:
+            return self.sum_row
         row = torch.tensor(self.sum_token_id, device=next(embedding.parameters()).device)
         embedded: torch.Tensor = embedding(row)
         return embedded
 
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """See `Controls`: `<eoc>` against all other tokens."""
-        logits = head(hidden).float()
-        mine = logits[:, self.eoc_token_id]
-        others = logits.index_fill(-1, torch.tensor(self.eoc_token_id, device=logits.device), -torch.inf)
+        logits = head(hidden, self.eoc_row).float()
+        mine = logits[:, self.eoc_token_id if self.eoc_row is None else -1]
+        logits = logits if self.eoc_row is None else logits[:, :-1]
+        aside = [self.eoc_token_id] if self.rival else self.unwritable()
+        others = logits.index_fill(-1, torch.tensor(aside, device=logits.device), -torch.inf)
         return Stop(mine - others.logsumexp(-1), mine > others.amax(-1))
 
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Controls`; in eval mode the two tokens are impossible."""
-        logits: torch.Tensor = head(hidden)
+        logits = head(hidden)
         if self.training:
             return logits
         both = torch.tensor(self.unwritable(), device=logits.device)
@@ -165,7 +210,8 @@ class OwnControls(Controls):
         device = table.weight.device
         self.sum_embedding = nn.Parameter(torch.empty(width, dtype=torch.float32, device=device).normal_(std=0.02))
         self.eoc_weight = nn.Parameter(torch.empty(width, dtype=torch.float32, device=device).normal_(std=0.02))
-        self.eoc_bias = nn.Parameter(torch.full((), stop_bias, device=device)) if head == "binary" else None
+        bias = torch.tensor(float(stop_bias), device=device)
+        self.eoc_bias = nn.Parameter(bias) if head == "binary" else None
 
     def embed(self, embedding: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         """See `Controls`."""
@@ -177,16 +223,15 @@ class OwnControls(Controls):
         """See `Controls`."""
         return self.sum_embedding
 
-    def stop(self, head: Any, hidden: torch.Tensor) -> Stop:
+    def stop(self, head: Head, hidden: torch.Tensor) -> Stop:
         """See `Controls`."""
-        mine = hidden.float() @ self.eoc_weight
         if self.eoc_bias is not None:
-            logit = mine + self.eoc_bias
+            logit = hidden.float() @ self.eoc_weight + self.eoc_bias
             return Stop(logit, logit > 0)
-        others = head(hidden).float()
+        logits = head(hidden, self.eoc_weight).float()
+        mine, others = logits[:, -1], logits[:, :-1]
         return Stop(mine - others.logsumexp(-1), mine > others.amax(-1))
 
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Controls`: the vocabulary does not hold the two tokens."""
-        logits: torch.Tensor = head(hidden)
-        return logits
+        return head(hidden)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from kvc.core import seeds
 from kvc.core.module import Batch, Record
 from kvc.methods.autocompressor.compressor import IGNORED, Compressor
 from kvc.methods.autocompressor.softprompt import SoftPrompt
@@ -56,8 +57,8 @@ def last_segment(compressor: Compressor, batch: Batch, lengths: list[int], arm: 
 
     Args:
         compressor: A model in eval mode.
-        batch: `input_ids`, `attention_mask` and `labels` `[B, T]`; perhaps `answer` and `fact`, bool `[B, T]`: tokens
-            that are scored apart, and tokens that are counted.
+        batch: `id` `[B]`; `input_ids`, `attention_mask` and `labels` `[B, T]`; perhaps `answer` and `fact`, bool
+            `[B, T]`: tokens that are scored apart, and tokens that are counted.
         lengths: Of the segments; they end where the block ends.
         arm: What stands before the last one.
 
@@ -122,8 +123,8 @@ def _compressed(
             softprompt=prompt,
             output_softprompt=not last,
             soft=soft,
-            # The same draws whichever rows share a batch would need one generator a row; this makes them repeatable.
-            generator=torch.Generator().manual_seed(index),
+            # The same draws whichever rows share a batch.
+            generator=[seeds.generator(number, index) for number in batch["id"].tolist()],
         )
         if last:
             break

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from kvc.errors import UserError
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Stack
+from kvc.methods.autocompressor.stopping import Draws
 from kvc.methods.autocompressor.summary import Report, Segment, Summary
 
 
@@ -47,7 +48,7 @@ class FixedSummary(Summary):
         return self.embed_summary.weight.to(embeddings).expand(len(embeddings), -1, -1)
 
     def summarize(
-        self, stack: Stack, segment: Segment, soft: bool, generator: torch.Generator | None
+        self, stack: Stack, segment: Segment, soft: bool, generator: Draws
     ) -> tuple[SoftPrompt, Report | None]:
         """See `Summary`."""
         if not self.length:

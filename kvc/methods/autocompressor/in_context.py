@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch.nn import functional as F
 
+from kvc.core import seeds
 from kvc.core.module import Batch, Record
 from kvc.core.results import Summary, bootstrap_mean, bootstrap_weights, interval
 from kvc.methods.autocompressor.compressor import Compressor
@@ -40,8 +41,8 @@ def choose(compressor: Compressor, batch: Batch, lengths: list[int], arm: Arm) -
 
     Args:
         compressor: A model in eval mode.
-        batch: `input_ids` and `attention_mask` `[B, T]` of the demonstrations; `option_ids`, `option_mask` and
-            `option_answer` `[B, O, Q]`; `gold` `[B]`.
+        batch: `id` `[B]`; `input_ids` and `attention_mask` `[B, T]` of the demonstrations; `option_ids`, `option_mask`
+            and `option_answer` `[B, O, Q]`; `gold` `[B]`.
         lengths: Of the segments in which demonstrations are summarised; they sum to T.
         arm: What stands before the query.
 
@@ -61,7 +62,9 @@ def choose(compressor: Compressor, batch: Batch, lengths: list[int], arm: Arm) -
         hidden, held = hidden[:, ids.shape[1] :], told
     else:
         if arm.before:
-            reading = compressor.read(ids, mask, segment_lengths=lengths, output_softprompt=True)
+            # The same draws whichever rows share a batch.
+            draws = [seeds.generator(number) for number in batch["id"].tolist()]
+            reading = compressor.read(ids, mask, segment_lengths=lengths, output_softprompt=True, generator=draws)
             prompt, held = _repeated(reading.prompt, options), reading.prompt.lengths
         hidden = compressor.read(asked, shown, softprompt=prompt).hidden
     chosen = answer[:, 1:]

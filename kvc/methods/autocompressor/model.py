@@ -32,6 +32,7 @@ from kvc.methods.autocompressor.positions import extend_table
 from kvc.methods.autocompressor.rolling import generate_segments
 from kvc.methods.autocompressor.settings import compressor_settings, parts_of, summary_of
 from kvc.methods.autocompressor.softprompt import SoftPrompt
+from kvc.methods.autocompressor.stopping import Draws
 from kvc.methods.autocompressor.summary import Summary
 
 
@@ -148,7 +149,7 @@ class AutoCompressorModel(nn.Module):
         softprompt_mask: torch.Tensor | None = None,
         output_softprompt: bool = False,
         soft: bool | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> AutoCompressorOutput:
         """Read a text segment by segment.
 
@@ -194,7 +195,7 @@ class AutoCompressorModel(nn.Module):
         *,
         segment_lengths: int | Sequence[int] | None = None,
         softprompt: torch.Tensor | SoftPrompt | None = None,
-        generator: torch.Generator | None = None,
+        generator: Draws = None,
     ) -> SoftPrompt:
         """Summary vectors of a whole text, without logits; see `forward`."""
         return self.compressor.read(

@@ -16,11 +16,13 @@ from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
+from kvc.methods.autocompressor.checkpoint import summary_table
 from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.cutting import Cutting, even
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.in_context import choice_arms, choose, summarize_choices
+from kvc.methods.autocompressor.lengths import Lengths
 from kvc.methods.autocompressor.model import AutoCompressorModel
 from kvc.methods.autocompressor.positions import extend_table
 from kvc.methods.autocompressor.scoring import METHOD, summarize
@@ -108,6 +110,8 @@ class AutoCompressor(Method):
                 self.backbone.float().requires_grad_(True)
             settings = summary or (Fixed(0) if self.full else Fixed())
             self.summary = settings.build(self.backbone, self.tokenizer)
+        if isinstance(self.summary, FixedSummary) and self.summary.length:
+            self._go_on(self.summary)
         self.compressor = Compressor(
             self.backbone, self.summary, segment_gradient_checkpointing, truncate_bptt_segments
         )
@@ -125,12 +129,27 @@ class AutoCompressor(Method):
         )
         self._identity = self.base.identity(seed)
         self._plain: Compressor | None = None
+        self._lengths: Lengths | None = None
 
     def _loaded(self, positions: int | None) -> PreTrainedModel:
         model = self.base.load()
         if positions is not None:
             extend_table(model, positions)
         return model
+
+    @torch.no_grad()
+    def _go_on(self, summary: FixedSummary) -> None:
+        """Begin with the summary tokens of the base model, where that is an AutoCompressor."""
+        published = getattr(self.backbone.config, "summary_length", None) and not self.base.from_config
+        table = summary_table(self.base.location, self.base.revision) if published else None
+        if table is None:
+            return
+        if table.shape != summary.embed_summary.weight.shape:
+            raise UserError(
+                f"model.summary.summary_length: {self.base.pretrained} is an AutoCompressor with {len(table)} summary "
+                f"tokens, not {summary.length}"
+            )
+        summary.embed_summary.weight.copy_(table)
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the base model."""
@@ -168,13 +187,47 @@ class AutoCompressor(Method):
 
     def step(self, batch: Batch) -> StepOutput:
         """Negative log-likelihood of a whole block, read in equal segments."""
+        return self._loss(*self._read(batch))
+
+    def _read(self, batch: Batch, soft: bool | None = None) -> tuple[Reading, torch.Tensor]:
+        """A whole block in equal segments, and its labels."""
         tokens = batch["input_ids"].shape[1]
         lengths = [tokens] if self.full else self.eval_lengths(tokens)
         used = slice(tokens - sum(lengths), tokens)
         reading = self.compressor.read(
-            batch["input_ids"][:, used], batch["attention_mask"][:, used], segment_lengths=lengths
+            batch["input_ids"][:, used],
+            batch["attention_mask"][:, used],
+            segment_lengths=lengths,
+            soft=soft,
+            generator=[seeds.generator(number) for number in batch["id"].tolist()],
         )
-        return self._loss(reading, batch["labels"][:, used])
+        return reading, batch["labels"][:, used]
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the summaries of an earlier validation."""
+        if isinstance(self.summary, VariableSummary):
+            self._lengths = Lengths(self.summary.max_len)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """See `Method`; the length of variable summaries is measured with soft gates too."""
+        hard, labels = self._read(batch)
+        self.validated(self._loss(hard, labels))
+        if self._lengths is not None:
+            self._lengths.add(self._read(batch, soft=True)[0].reports, hard.reports)
+
+    def on_validation_epoch_end(self) -> None:
+        """See `Method`; log expected and real lengths, and probabilities of stopping."""
+        super().on_validation_epoch_end()
+        if self._lengths is None:
+            return
+        expected, hard, stop = (
+            self.summed(n).cpu() for n in (self._lengths.expected, self._lengths.hard, self._lengths.stop)
+        )
+        self.log("val/expected_vectors", (expected[0] / expected[1].clamp(min=1)).float())
+        most = torch.arange(len(hard), dtype=hard.dtype)
+        self.log("val/vectors", ((hard * most).sum() / hard.sum().clamp(min=1)).float())
+        self.log_histogram("val/vectors_of_segment", hard, [n - 0.5 for n in range(len(hard) + 1)])
+        self.log_histogram("val/stop_probability", stop, [n / len(stop) for n in range(len(stop) + 1)])
 
     def eval_lengths(self, tokens: int) -> list[int]:
         """Lengths of the segments in which evaluations read a block."""
@@ -186,7 +239,8 @@ class AutoCompressor(Method):
         metrics = {}
         if reading.reports:
             lengths = [report.expected_length.detach()[report.active] for report in reading.reports]
-            metrics = {"vectors": torch.cat(lengths).mean()}
+            every = torch.cat(lengths)
+            metrics = {"vectors": every.sum() / max(len(every), 1)}
         if self.substep_loss == "mean" and self.training:
             # The base divides by the sum of counts, which is 1 for each batch.
             return StepOutput(total / count.clamp(min=1) + penalty, torch.full_like(total, share), metrics)

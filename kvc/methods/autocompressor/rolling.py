@@ -16,6 +16,7 @@ from kvc.methods.autocompressor.compressor import Compressor
 from kvc.methods.autocompressor.decoding import check_request, prefilled
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns
+from kvc.methods.autocompressor.stopping import Draws
 from kvc.methods.autocompressor.summary import Segment
 
 
@@ -50,7 +51,7 @@ def generate_segments(
     sampler: Sampler | None = None,
     eos_token_id: int | Collection[int] | None = None,
     output_logits: bool = False,
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
 ) -> Decoded:
     """Continue prompts, and summarise a row whenever it has read N tokens since its last summary.
 
@@ -116,13 +117,11 @@ class _State:
     cache: DynamicCache
     held: Columns
     ids: torch.Tensor
-    generator: torch.Generator | None
+    generator: Draws
     peak: int = 0
 
     @classmethod
-    def begin(
-        cls, compressor: Compressor, prompt: SoftPrompt | None, batch: int, generator: torch.Generator | None
-    ) -> "_State":
+    def begin(cls, compressor: Compressor, prompt: SoftPrompt | None, batch: int, generator: Draws) -> "_State":
         embedding: Any = compressor.model.get_input_embeddings()
         if prompt is None:
             prompt = SoftPrompt.empty(embedding.weight.new_empty(batch, 0, embedding.weight.shape[1]))

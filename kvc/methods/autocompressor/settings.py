@@ -9,6 +9,7 @@
 | `compress_stop_threshold` | see `Stopping`; null stops where `<eoc>` is the most likely token |
 | `truncate_bptt_segments` | see `Compressor` |
 | `compression_gate`, `compression_insertion` | see `VariableSummary`; absent in files of others: `after` and `given` |
+| `compression_sum_rival` | see `TableControls`; absent in files of others: true |
 | `compression_min_len` | see `Stopping`; absent in files of others: 0 |
 """
 
@@ -19,7 +20,7 @@ import torch
 from kvc.errors import UserError
 from kvc.methods.autocompressor.checkpoint import SUMMARY, Loaded, base_of, merged_state
 from kvc.methods.autocompressor.compressor import Compressor
-from kvc.methods.autocompressor.controls import OwnControls, TableControls
+from kvc.methods.autocompressor.controls import Controls, OwnControls, TableControls
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.stopping import Stopping
 from kvc.methods.autocompressor.summary import Summary
@@ -42,7 +43,7 @@ def summary_of(loaded: Loaded, length: int | None, accumulate: bool | None) -> S
         threshold = getattr(config, "compress_stop_threshold", None)
         least = getattr(config, "compression_min_len", 0)
         return VariableSummary(
-            TableControls(config.sum_token_id, config.eoc_token_id),
+            TableControls(config.sum_token_id, config.eoc_token_id, getattr(config, "compression_sum_rival", True)),
             config.compression_max_len,
             getattr(config, "compression_lambda", 0.0),
             getattr(config, "compression_alpha", 1.0),
@@ -104,24 +105,39 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
         "compression_insertion": summary.insertion,
         "compression_min_len": stopping.min_length,
         "compression_temperature": summary.temperature,
+        "compression_sum_rival": getattr(controls, "rival", False),
     }
     if isinstance(controls, OwnControls):
-        tensors = _with_rows(compressor, controls)
+        if controls.head != "vocabulary":
+            raise UserError("stop_head: the layout of the published AutoCompressors cannot hold binary")
         fields["vocab_size"] = controls.eoc_token_id + 1
-        return tensors, fields
+        return _with_rows(compressor, controls, controls.sum_embedding, controls.eoc_weight), fields
+    if isinstance(controls, TableControls) and controls.sum_row is not None and controls.eoc_row is not None:
+        return _with_rows(compressor, controls, controls.sum_row, controls.eoc_row), fields
     return {}, fields
 
 
-def _with_rows(compressor: Compressor, controls: OwnControls) -> dict[str, torch.Tensor]:
-    """The tables of the base model with a row for each control token.
+def _with_rows(
+    compressor: Compressor, controls: Controls, sum_row: torch.Tensor, eoc_row: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The tables of the base model with rows `[D]` for the control tokens.
 
-    Neither token is read or written as text, so what the rows hold for the other table is free.
+    `<sum>` is only read and `<eoc>` only predicted, so tables that are not tied need one row each.
     """
-    if controls.head != "vocabulary":
-        raise UserError("stop_head: the layout of the published AutoCompressors cannot hold binary")
     base: Any = base_of(compressor.model)
-    state = merged_state(compressor.model)
-    inside, outside = base.get_input_embeddings().weight, base.get_output_embeddings().weight
-    rows = torch.stack([controls.sum_embedding, controls.eoc_weight]).detach()
-    names = {name for name, tensor in state.items() if tensor.data_ptr() in (inside.data_ptr(), outside.data_ptr())}
-    return {name: torch.cat([state[name], rows.to(state[name])]) for name in names}
+    state, names = merged_state(compressor.model), {module: name for name, module in base.named_modules()}
+    inside, outside = base.get_input_embeddings(), base.get_output_embeddings()
+    # Gemma's table scales what it holds.
+    rows = {inside: (controls.sum_token_id, sum_row / float(getattr(inside, "embed_scale", 1.0)))}
+    rows[outside] = (controls.eoc_token_id, eoc_row)
+    tied = inside.weight.data_ptr() == outside.weight.data_ptr()
+    tables = {}
+    for module in (inside, outside):
+        table = state[f"{names[module]}.weight"].detach()
+        missing = max(0, controls.eoc_token_id + 1 - len(table))
+        table = torch.cat([table, table.new_zeros(missing, table.shape[1])])
+        for owner, (token, row) in rows.items():
+            if tied or owner is module:
+                table[token] = row.detach().to(table)
+        tables[f"{names[module]}.weight"] = table
+    return tables

@@ -6,14 +6,15 @@ Shapes: B batch, T columns, K columns in a cache, D width of the embeddings.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvc.core.attention import kernel_of
-from kvc.core.backbone import decoder
+from kvc.core.backbone import decoder, head_logits
 from kvc.errors import UserError
 from kvc.methods.autocompressor.positions import positions_of
 from kvc.methods.autocompressor.softprompt import SoftPrompt
@@ -81,6 +82,14 @@ class Columns:
         return self.log_gate
 
 
+class Head(Protocol):
+    """See `Stack.logits`."""
+
+    def __call__(self, hidden: torch.Tensor, one_more: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of hidden states."""
+        ...
+
+
 class Stack:
     """A causal LM below its head, as a function of embeddings.
 
@@ -125,6 +134,20 @@ class Stack:
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden
+
+    def logits(self, hidden: torch.Tensor, one_more: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits of final hidden states, as the model's own forward makes them.
+
+        Args:
+            hidden: `[..., D]`.
+            one_more: Row `[D]` of the LM head for a token behind its vocabulary; None for no such token.
+
+        Returns:
+            `[..., V]`, or `[..., V + 1]`.
+        """
+        if one_more is None:
+            return head_logits(self.model, hidden)
+        return head_logits(self.model, hidden, _Wider(self.model.get_output_embeddings(), one_more))
 
     def check_length(self, columns: Columns) -> None:
         """Refuse columns beyond a table of positions or a sliding window.
@@ -173,3 +196,21 @@ class Stack:
             return {}
         ends = [torch.tensor([0, n], dtype=torch.int32, device=seen.valid.device) for n in (size, total)]
         return {"cu_seq_lens_q": ends[0], "cu_seq_lens_k": ends[1], "max_length_q": size, "max_length_k": total}
+
+
+class _Wider(nn.Module):
+    """An LM head with one more row, which stays in its own precision.
+
+    Args:
+        head: The LM head.
+        row: `[D]`.
+    """
+
+    def __init__(self, head: Any, row: torch.Tensor) -> None:
+        super().__init__()
+        # In a tuple neither becomes a part of this module.
+        self.parts = (head, row)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        head, row = self.parts
+        return torch.cat([head(hidden), hidden.to(row) @ row[:, None]], dim=-1)

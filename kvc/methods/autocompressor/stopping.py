@@ -6,6 +6,7 @@ their logarithm.
 Shapes: B batch, T steps.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,6 +22,9 @@ Gate = Literal["after", "before", "log"]
 * `log`: as `after`, but the logarithm of the gate is added to the attention logits of the vector instead
 """
 Rule = Literal["threshold", "greedy", "sample"]
+Draws = torch.Generator | Sequence[torch.Generator] | None
+"""Of random stops, on the CPU: one for the batch, or one for each row, which then stops as it would alone; None is the
+global one."""
 
 
 def log_gates(stop_logit: torch.Tensor, gate: Gate) -> torch.Tensor:
@@ -82,7 +86,12 @@ class Stopping:
         self.rule, self.threshold, self.min_length = rule, threshold, min_length
 
     def __call__(
-        self, step: int, stop_logit: torch.Tensor, top: torch.Tensor, generator: torch.Generator | None = None
+        self,
+        step: int,
+        stop_logit: torch.Tensor,
+        top: torch.Tensor,
+        ended: torch.Tensor | None = None,
+        generator: Draws = None,
     ) -> torch.Tensor:
         """Which rows stop.
 
@@ -90,7 +99,9 @@ class Stopping:
             step: Number of the step, from 0 on.
             stop_logit: Logit of p_t, fp32 `[B]`.
             top: Whether stopping is the most likely token, bool `[B]`.
-            generator: Of the random rule, on the CPU; None takes the global one.
+            ended: Rows that have stopped before, bool `[B]`, which draw nothing from generators of their own; None for
+                no row.
+            generator: Of the random rule.
 
         Returns:
             bool `[B]`.
@@ -103,4 +114,10 @@ class Stopping:
         if self.rule == "threshold":
             assert self.threshold is not None
             return p > self.threshold
-        return torch.rand(len(p), generator=generator).to(p.device) < p
+        if generator is None or isinstance(generator, torch.Generator):
+            return torch.rand(len(p), generator=generator).to(p.device) < p
+        if len(generator) != len(p):
+            raise ValueError(f"generator: {len(generator)} of them do not fit a batch of {len(p)}")
+        over = torch.zeros_like(top) if ended is None else ended
+        draws = [1.0 if done else float(torch.rand((), generator=g)) for g, done in zip(generator, over.tolist())]
+        return torch.tensor(draws, device=p.device) < p

@@ -1,7 +1,7 @@
 """Ways of summarising, as configurations name them."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,8 +54,8 @@ class Variable:
         temperature: In training, stop at random with that probability instead, nearly hard at a low temperature such as
             0.3: without it a model can learn to undo the weights, and hard stops then take away what it relies on.
         insertion: How `<sum>` gets behind a segment.
-        control_tokens: `own`: beside the tables of the base model, trained whatever else is; `vocabulary`: rows of the
-            tables, for a tokenizer that has `<sum>` and `<eoc>`.
+        control_tokens: `own`: beside the tables of the base model; `vocabulary`: rows of the tables, for a tokenizer
+            that has `<sum>` and `<eoc>`. Both are trained whatever else is.
         stop_head: For `own`: `binary` stops by a logistic regression, `vocabulary` by one more token.
     """
 
@@ -75,7 +75,7 @@ class Variable:
         """See `SummarySettings`."""
         rule: Rule = self.stop_mode or ("greedy" if self.compress_stop_threshold is None else "threshold")
         own = self.control_tokens == "own"
-        controls: Controls = OwnControls(model, self.stop_head) if own else TableControls.of(tokenizer)
+        controls: Controls = OwnControls(model, self.stop_head) if own else _of_tables(model, tokenizer)
         return VariableSummary(
             controls,
             self.compression_max_len,
@@ -86,3 +86,12 @@ class Variable:
             self.insertion,
             self.temperature,
         )
+
+
+def _of_tables(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> TableControls:
+    """Control tokens in the tables of the base model, with trained copies of their rows where tables are frozen."""
+    controls = TableControls.of(tokenizer)
+    table: Any = model.get_input_embeddings()
+    if not table.weight.requires_grad:
+        controls.train_rows(model)
+    return controls

@@ -5,7 +5,7 @@ Shapes: B batch, n text tokens of a segment, k slots behind them, m vectors of t
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stack import Columns, Stack
+from kvc.methods.autocompressor.stack import Columns, Head, Stack
+from kvc.methods.autocompressor.stopping import Draws
 
 
 class Marked(NamedTuple):
@@ -111,10 +112,9 @@ class Summary(nn.Module, ABC):
         embedded: torch.Tensor = embedding(input_ids)
         return embedded
 
-    def logits(self, head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of text tokens, from final hidden states `[..., D]`."""
-        logits: torch.Tensor = head(hidden)
-        return logits
+        return head(hidden)
 
     @abstractmethod
     def slots(self, embedding: nn.Module, embeddings: torch.Tensor) -> torch.Tensor:
@@ -135,7 +135,7 @@ class Summary(nn.Module, ABC):
 
     @abstractmethod
     def summarize(
-        self, stack: Stack, segment: Segment, soft: bool, generator: torch.Generator | None
+        self, stack: Stack, segment: Segment, soft: bool, generator: Draws
     ) -> tuple[SoftPrompt, Report | None]:
         """The soft prompt after a segment.
 

@@ -6,7 +6,7 @@ which replaces the one before the segment.
 Shapes: B batch, n text tokens of a segment, m vectors of the memory, T steps, D width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from itertools import repeat
 from typing import Literal
 
@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stack import Columns, Stack
-from kvc.methods.autocompressor.stopping import Gate, Stopping, log_gates, random_stops
+from kvc.methods.autocompressor.stack import Columns, Head, Stack
+from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, log_gates, random_stops
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
 Insertion = Literal["append", "overwrite", "given"]
@@ -108,7 +108,7 @@ class VariableSummary(Summary):
         """See `Summary`."""
         return self.controls.embed(embedding, input_ids)
 
-    def logits(self, head: Callable[[torch.Tensor], torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    def logits(self, head: Head, hidden: torch.Tensor) -> torch.Tensor:
         """See `Summary`."""
         return self.controls.logits(head, hidden)
 
@@ -118,13 +118,16 @@ class VariableSummary(Summary):
         return self.controls.start(embedding).to(embeddings).expand(len(embeddings), count, -1)
 
     def summarize(
-        self, stack: Stack, segment: Segment, soft: bool, generator: torch.Generator | None
+        self, stack: Stack, segment: Segment, soft: bool, generator: Draws
     ) -> tuple[SoftPrompt, Report | None]:
         """See `Summary`.
 
         Raises:
-            UserError: If `<sum>` is to stand in the text, and there are only embeddings.
+            UserError: If `<sum>` is to stand in the text, and there are only embeddings; or if training would leave the
+                control tokens as they are.
         """
+        if soft and stack.model.training and torch.is_grad_enabled():
+            self.controls.check_trainable(stack.model)
         first, active = self._begin(segment)
         text = segment.valid
         if segment.input_ids is not None:
@@ -171,13 +174,12 @@ class VariableSummary(Summary):
         first: torch.Tensor,
         active: torch.Tensor,
         soft: bool,
-        generator: torch.Generator | None,
+        generator: Draws,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Raw vectors `[B, T, D]`, logits of stopping `[B, T]` and which vectors a hard stop keeps, bool `[B, T]`.
 
         A hard loop ends when no row goes on.
         """
-        head = stack.model.get_output_embeddings()
         z, held, ended = first, segment.held, ~active
         vectors, logits, kept = [], [], []
         for step in range(self.max_len):
@@ -185,12 +187,12 @@ class VariableSummary(Summary):
             column = Columns.of_slots(z[:, None], None)
             z = stack.read(z[:, None].to(segment.prompt.vectors), column, segment.cache, held)[:, 0]
             held = held + column
-            stop = self.controls.stop(head, z)
+            stop = self.controls.stop(stack.logits, z)
             vectors.append(z)
             logits.append(stop.logit)
             if soft:
                 continue
-            ends = ended | self.stopping(step, stop.logit, stop.top, generator)
+            ends = ended | self.stopping(step, stop.logit, stop.top, ended, generator)
             kept.append(~(ended if self.gate == "before" else ends))
             ended = ends
             if bool(ended.all()):
