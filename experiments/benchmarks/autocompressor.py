@@ -12,7 +12,8 @@ Both read the same blocks, K substeps of S segments, and give the same loss and 
 `checkpointed` is ours with `segment_gradient_checkpointing`. Arms run in turn, each round beginning with another;
 medians over rounds, ratios of medians. The sum over processes is made in a group of one, which costs its calls and
 copies but no network. Peak memory is that of one step beyond model and input: on a CPU of a process of its own, on a
-GPU what was allocated. With more substeps the block grows, so memory shows what a longer block costs.
+GPU what was allocated. With more substeps the block grows, and with it the soft prompt of vectors that accumulate;
+`replaced` is the peak where only the vectors of the last segment stay, so that all substeps read as much.
 """
 
 import argparse
@@ -52,6 +53,7 @@ class Sizes(NamedTuple):
         segments: Of a substep.
         length: Tokens of a segment.
         summary: Summary vectors of a segment.
+        accumulate: Vectors of all segments stay.
     """
 
     shape: str
@@ -59,6 +61,7 @@ class Sizes(NamedTuple):
     segments: int
     length: int
     summary: int
+    accumulate: bool = True
 
 
 def make_compressor(sizes: Sizes, device: str) -> Compressor:
@@ -66,7 +69,7 @@ def make_compressor(sizes: Sizes, device: str) -> Compressor:
     torch.manual_seed(DEFAULT_SEED)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**{**SHAPES[sizes.shape], "eos_token_id": 2}))
-    return Compressor(model.train(), FixedSummary(model, sizes.summary))
+    return Compressor(model.train(), FixedSummary(model, sizes.summary, sizes.accumulate))
 
 
 def draw(sizes: Sizes, substeps: int, device: str) -> torch.Tensor:
@@ -171,6 +174,8 @@ def peak_bytes(compressor: Compressor, sizes: Sizes, arm: str, substeps: int) ->
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_peak_in_child, args=(sizes, arm, substeps, torch.get_num_threads(), sender))
+    # What is freed goes back at once; read by the C library when a process starts.
+    os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
     child.start()
     sender.close()
     try:
@@ -182,6 +187,8 @@ def peak_bytes(compressor: Compressor, sizes: Sizes, arm: str, substeps: int) ->
 def measure(sizes: Sizes, counts: Sequence[int], rounds: int, device: str) -> list[dict[str, Any]]:
     """All arms, by number of substeps."""
     compressor = make_compressor(sizes, device)
+    alone = sizes._replace(accumulate=False)
+    replaced = make_compressor(alone, device), alone
     cases = []
     for substeps in counts:
         ids = draw(sizes, substeps, device)
@@ -189,6 +196,7 @@ def measure(sizes: Sizes, counts: Sequence[int], rounds: int, device: str) -> li
         case = {"substeps": substeps, "tokens": ids.shape[1], **race(arms, rounds, device)}
         case["loss"] = {arm: round(arms[arm]() / ids.numel(), 5) for arm in ARMS}
         case["peak_mib"] = {arm: round(peak_bytes(compressor, sizes, arm, substeps) / 2**20, 1) for arm in ARMS}
+        case["peak_mib"]["replaced"] = round(peak_bytes(*replaced, "ours", substeps) / 2**20, 1)
         print(case, flush=True)
         cases.append(case)
     return cases

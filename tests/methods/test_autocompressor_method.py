@@ -243,18 +243,19 @@ def test_the_loss_of_the_text_trains_the_stopping(tiny_folder: Path) -> None:
     }
 
 
-def test_the_length_penalty_grows_in(tiny_folder: Path) -> None:
-    def loss(weight: float, step: int, warmup: float, training: bool = True) -> float:
-        made = method(tiny_folder, summary=Variable(2, weight), penalty_warmup=warmup).train(training)
+def test_the_length_penalty_may_begin_later(tiny_folder: Path) -> None:
+    def loss(weight: float, step: int, start: float, training: bool = True) -> float:
+        made = method(tiny_folder, summary=Variable(2, weight), penalty_from=start).train(training)
         at_step(made, step).trainer.estimated_stepping_batches = 40
         (output,) = (piece() for piece in made.substeps(batch()))
         return float((output.loss_sum / output.num_tokens).detach())
 
     nothing, whole = loss(0.0, 0, 0.5), loss(3.0, 0, 0.0)
     assert whole - nothing > 0.1
-    assert loss(3.0, 0, 0.5) == pytest.approx(nothing)
-    assert loss(3.0, 5, 0.5) == pytest.approx(nothing + (whole - nothing) / 4)
+    assert loss(3.0, 20, 0.5) == pytest.approx(nothing)
+    assert loss(3.0, 25, 0.5) == pytest.approx(nothing + (whole - nothing) / 2)
     assert loss(3.0, 30, 0.5) == pytest.approx(whole)
+    assert loss(3.0, 39, 0.5) == pytest.approx(whole)
     assert loss(3.0, 0, 0.5, training=False) == loss(3.0, 0, 0.0, training=False)
 
 
@@ -303,7 +304,7 @@ def test_defaults_are_those_of_the_brief() -> None:
         ({"mode": "full_attention", "summary": Fixed(3)}, "no effect with model.mode full_attention"),
         ({"summary": Variable(control_tokens="vocabulary")}, "the tokenizer has no token <sum>"),
         ({"summary": Variable(stop_mode="threshold")}, "compress_stop_threshold: needed by"),
-        ({"penalty_warmup": 2}, "model.penalty_warmup must be a share from 0 to 1"),
+        ({"penalty_from": 2}, "model.penalty_from must be a share from 0 to 1"),
         ({"truncate_bptt_segments": 0}, "truncate_bptt_segments: must be at least 1"),
     ],
 )

@@ -53,8 +53,8 @@ class AutoCompressor(Method):
         min_segment_length: Least tokens of a segment of random length; null: as few as the model's positions allow.
         segment_gradient_checkpointing: Compute all segments but the last of a substep again in the backward pass.
         truncate_bptt_segments: A summary gets gradients from so many segments after it, within its substep; null: all.
-        penalty_warmup: Share of the training steps over which the length penalty of variable summaries grows from 0: it
-            would stop a loop whose vectors tell nothing yet.
+        penalty_from: Share of the training steps before the length penalty of variable summaries begins; it is whole
+            half-way from there to the end. A penalty from the start stops loops whose vectors tell nothing yet.
         substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
             of each, as published.
         max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
@@ -86,7 +86,7 @@ class AutoCompressor(Method):
         min_segment_length: int | None = None,
         segment_gradient_checkpointing: bool = False,
         truncate_bptt_segments: int | None = 1,
-        penalty_warmup: float = 0.0,
+        penalty_from: float = 0.0,
         substep_loss: Literal["tokens", "mean"] = "tokens",
         max_position_embeddings: int | None = None,
         base_arms: bool = True,
@@ -96,9 +96,9 @@ class AutoCompressor(Method):
         super().__init__(optim or Optim(lr=2e-5, warmup=1000, schedule="linear"), seed)
         self.base = backbone or Backbone()
         self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
-        if not 0 <= penalty_warmup <= 1:
-            raise UserError(f"model.penalty_warmup must be a share from 0 to 1, got {penalty_warmup}")
-        self.penalty_warmup = penalty_warmup
+        if not 0 <= penalty_from < 1:
+            raise UserError(f"model.penalty_from must be a share from 0 to below 1, got {penalty_from}")
+        self.penalty_from = penalty_from
         if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
         self.max_position_embeddings = max_position_embeddings
@@ -247,9 +247,10 @@ class AutoCompressor(Method):
         return StepOutput(total + penalty * count, count, metrics)
 
     def _penalty_share(self) -> float:
-        if not self.training or not self.penalty_warmup:
+        if not self.training or not self.penalty_from:
             return 1.0
-        return min(1.0, self.trainer.global_step / (self.penalty_warmup * self.trainer.estimated_stepping_batches))
+        done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        return min(1.0, max(0.0, 2 * (done - self.penalty_from) / (1 - self.penalty_from)))
 
     # ------------------------------------------------------------------ evaluation
 
