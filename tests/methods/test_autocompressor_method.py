@@ -304,7 +304,7 @@ def test_defaults_are_those_of_the_brief() -> None:
         ({"mode": "full_attention", "summary": Fixed(3)}, "no effect with model.mode full_attention"),
         ({"summary": Variable(control_tokens="vocabulary")}, "the tokenizer has no token <sum>"),
         ({"summary": Variable(stop_mode="threshold")}, "compress_stop_threshold: needed by"),
-        ({"penalty_from": 2}, "model.penalty_from must be a share from 0 to 1"),
+        ({"penalty_from": 2}, "model.penalty_from must be a share from 0 to below 1"),
         ({"truncate_bptt_segments": 0}, "truncate_bptt_segments: must be at least 1"),
     ],
 )
