@@ -50,8 +50,8 @@ class Documents(KvcDataModule):
             quarter of the block.
         lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: of an
             eighth, a quarter and half a block.
-        other_targets: Synthetic training: share of the tokens that no earlier fact tells which are targets. These are
-            nine tokens in ten, and drown the rest.
+        other_targets: In lessons, share of the tokens that no earlier fact tells which are targets. These are nine
+            tokens in ten, and drown the rest as long as the rest is not learned.
         data_seed: Seed of the synthetic documents.
         batch_size: Blocks of a training batch on each rank.
         eval_batch_size: Blocks of an evaluation batch.
@@ -99,6 +99,8 @@ class Documents(KvcDataModule):
                 raise UserError(f"data.{name} must be a share from 0 to 1, got {share}")
             if share != neutral and not self.synthetic:
                 raise UserError(f"data.{name}: only synthetic documents know what earlier facts tell")
+        if other_targets < 1 and not lessons:
+            raise UserError("data.other_targets has no effect without data.lessons")
         if lessons and block_size % (4 * LESSONS[0]):
             raise UserError(f"data.lessons: data.block_size must be a multiple of {4 * LESSONS[0]}, got {block_size}")
         self.lessons, self.other_targets = lessons, other_targets
@@ -145,7 +147,6 @@ class Documents(KvcDataModule):
         for split in SPLITS:
             settings = {"tokenizer": tokenizer, "split": split, "size": self.block_size, "seed": self.data_seed}
             if split == "train":
-                settings["other_targets"] = self.other_targets
                 counts[split] -= len(taught)
             parts[split] = (
                 ShortDocumentBlocks(sizes=[self.block_size] * counts[split], **settings)
@@ -153,7 +154,7 @@ class Documents(KvcDataModule):
                 else DocumentBlocks(closing=self.closing, count=counts[split], **settings)
             )
             if split == "train" and taught:
-                settings["size"] //= 2
+                settings |= {"size": self.block_size // 2, "other_targets": self.other_targets}
                 parts[split] = Joined([ShortDocumentBlocks(sizes=taught, density=1.0, **settings), parts[split]])
         return parts
 
