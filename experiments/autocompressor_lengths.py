@@ -127,13 +127,15 @@ def picture(rows: dict[str, dict[str, Any]], nothing: Value, full: Value) -> Fig
         left.axhline(value.value, color="0.35", ls=style, lw=1.1, label=text)
     left.set_xlabel("vectors of a segment, hard stops")
     left.set_ylabel("loss per token of the last segment")
+    gates = [settings_of(name)[1] for name in rows]
+    most = max(gates, key=gates.count)
     for name in sorted(rows, key=settings_of):
         _, gate, weight = settings_of(name)
         known = rows[name]["by_facts"]
-        if gate == "after":
+        if gate == most:
             right.plot(list(known), list(known.values()), marker="o", ms=3, label=f"$\\lambda$ = {weight:g}")
     right.set_xlabel("facts that the segment tells")
-    right.set_ylabel("vectors of the segment, gate after")
+    right.set_ylabel(f"vectors of the segment, gate {most}")
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.legend(fontsize="x-small")
