@@ -60,7 +60,8 @@ class AutoCompressor(Method):
         max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
             where it fits the table.
         base_arms: Evaluate the untrained base model too; without LoRA it is loaded a second time.
-        optim: Optimiser; groups: model, lora, summary.
+        optim: Optimiser; groups: model, lora, summary, stop (the prediction of `<eoc>`, which at a
+            high rate is soon so sure that nothing changes it any more).
         seed: Seed of the run.
     """
 
@@ -156,7 +157,9 @@ class AutoCompressor(Method):
         return {"name": self.base.pretrained, "hash": self._identity}
 
     def group_of(self, name: str) -> str:
-        """`summary` for what summaries add; `lora` or `model` for the rest."""
+        """`stop` for what stops a loop, `summary` for what else summaries add; `lora` or `model` for the rest."""
+        if name.startswith("summary.controls.eoc_"):
+            return "stop"
         return "summary" if name.startswith("summary.") else super().group_of(name)
 
     def setup(self, stage: str) -> None:
