@@ -202,6 +202,9 @@ def test_what_trains(tiny_folder: Path, lora: bool) -> None:
     assert all(".lora_" in n or n.startswith("summary.") for n in names) == lora
     assert set(made.groups()) == {"summary", "lora" if lora else "model"}
     assert all(gradient.any() for gradient in gradients(made.train(), batch()).values())
+    variable = method(tiny_folder, lora=lora, summary=Variable(2)).groups()
+    assert set(variable) == {"summary", "stop", "lora" if lora else "model"}
+    assert len(variable["stop"]) == 2
     control = method(tiny_folder, lora=lora, summary=Fixed(0))
     assert set(control.groups()) == {"lora" if lora else "model"}
 
