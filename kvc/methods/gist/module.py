@@ -55,7 +55,7 @@ class GistTokens(Method):
         "questions",
         *(f"{part}_{kind}" for part in ("head", "context", "tail", "answer") for kind in ("ids", "mask")),
     )
-    headline: ClassVar[tuple[str, ...]] = ("em", "f1", "rougeL", "correct", "ratio", "kv_tokens_peak", "kv_bytes_peak")
+    headline: ClassVar[tuple[str, ...]] = ("em", "f1", "rouge_l", "correct", "ratio", "kv_tokens_peak", "kv_bytes_peak")
     frozen: tuple[str, ...] = ()
 
     def __init__(

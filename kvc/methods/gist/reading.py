@@ -93,7 +93,11 @@ class GistReader:
 
         Returns:
             A memory whose next position is the one after the last gist token. A row without gist tokens keeps all.
+
+        Raises:
+            UserError: If a text is longer than a sliding window.
         """
+        check_window(self.model, sequence.input_ids.shape[1])
         memory = KVMemory(self.model)
         embeds = self.token.embed(self.model.get_input_embeddings(), sequence)
         stack: Any = decoder(self.model)

@@ -11,7 +11,7 @@ from kvc.data.squad.grading import diversity
 METHOD, FULL, NO_CONTEXT = "method", "full", "no_context"
 TRAINED = "trained_"
 """Before the name of an arm: with the trained weights, where the plain name is the base model."""
-GRADES = ("em", "f1", "rouge1", "rouge2", "rougeL", "correct")
+GRADES = ("em", "f1", "rouge1", "rouge2", "rouge_l", "correct")
 COSTS = ("kv_tokens_peak", "kv_bytes_peak", "kv_tokens_final", "new_tokens", "read_seconds", "prefill_seconds")
 
 
