@@ -69,8 +69,10 @@ def _normalised(
         ours, full, none = (columns[arm][name] for arm in (METHOD, start + FULL, start + NO_CONTEXT))
         possible = weights @ (full - none)
         if np.percentile(possible, 2.5) > 0:
+            # A resample in which the full text brings nothing says nothing.
+            resampled = weights @ (ours - none) / np.where(possible > 0, possible, np.nan)
             share = (ours - none).sum() / (full - none).sum()
-            found[f"{name}_normalised"] = interval(share, weights @ (ours - none) / possible, len(ours))
+            found[f"{name}_normalised"] = interval(share, resampled, len(ours))
     return found
 
 
