@@ -61,9 +61,10 @@ class FixedSlots:
         Raises:
             UserError: With `refuse`, if a text is shorter than M.
         """
-        if self.policy == "refuse" and bool((lengths < self.slots).any()):
+        short = lengths[(lengths > 0) & (lengths < self.slots)]
+        if self.policy == "refuse" and len(short):
             raise UserError(
-                f"budget.slots: {self.slots} slots are more than the {int(lengths.min())} tokens of a text, which the"
+                f"budget.slots: {self.slots} slots are more than the {int(short.min())} tokens of a text, which the"
                 " policy 'refuse' forbids; use fewer slots or the policy 'cap'"
             )
         most = lengths if self.policy == "cap" else torch.full_like(lengths, self.slots).masked_fill(lengths == 0, 0)
