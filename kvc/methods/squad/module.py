@@ -195,6 +195,12 @@ class ContextCompressor(Method):
 
     # ------------------------------------------------------------------ training
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Tell the compressor how much of the training is over."""
+        super().on_train_batch_start(batch, batch_idx)
+        if isinstance(self.compressor, SlotCompressor):
+            self.compressor.progress = self.global_step / self.total_steps()
+
     def step(self, batch: Batch) -> StepOutput:
         """The terms of the loss in training; in validation the cross-entropy of the answers, whatever the terms."""
         if not self.training:
