@@ -116,15 +116,19 @@ class Squad(KvcDataModule):
                 name: synthetic_squad(name, count, self.split_seed, self.facts, self.unanswerable)
                 for name, count in zip(SPLITS, self.counts)
             }
-        parts = _by_context(load_squad(self.path), self.split, self.split_seed)
+        parts = _by_context(self.read(self.path), self.split, self.split_seed)
         test: list[SquadExample] | None = None
         if self.path.startswith(HUB):
-            test = load_squad(self.path, "validation")
+            test = self.read(self.path, "validation")
         elif self.eval_path is not None:
-            test = load_squad(self.eval_path)
+            test = self.read(self.eval_path)
         if test is not None:
             parts = (parts[0] + parts[2], parts[1], test)
         return {name: _some(part, count, self.split_seed) for name, part, count in zip(SPLITS, parts, self.counts)}
+
+    def read(self, source: str, split: str = "train") -> list[SquadExample]:
+        """Questions of a file or of a split on the Hub; see `load_squad`."""
+        return load_squad(source, split)
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer of the method's base model."""

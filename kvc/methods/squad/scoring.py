@@ -22,7 +22,6 @@ COSTS = (
     "prefill_seconds",
     "decode_seconds",
 )
-GROUPS = ("answerable", "unanswerable")
 
 
 def summarize(records: Sequence[Record], seed: int, max_length: int) -> Summary:
@@ -83,11 +82,11 @@ def _recovered(key: str, scores: dict[str, np.ndarray], weights: np.ndarray) -> 
 
 
 def _by_group(key: str, scores: np.ndarray, groups: Sequence[str], seed: int) -> dict[str, Value]:
-    """Scores of questions with and without an answer, where there are both."""
+    """Scores of each group: questions with and without an answer, or the tasks of a mixture; where there are two."""
     if len(set(groups)) < 2:
         return {}
     found = np.array(groups)
-    return {f"{key}_{group}": bootstrap_mean(scores[found == group].tolist(), seed) for group in GROUPS}
+    return {f"{key}_{group}": bootstrap_mean(scores[found == group].tolist(), seed) for group in sorted(set(groups))}
 
 
 def _ratios(records: Sequence[Record], weights: np.ndarray, max_length: int) -> dict[str, Value]:
