@@ -13,10 +13,12 @@ BATCH ?= 16
 LR ?= 2e-5
 NUM_GPUS ?= 1
 CML ?= 50
+# Of `make ablations`; empty: all GPUs, else one CPU slot.
+SLOTS ?=
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo autocompressor test lint tensorboard clean
+.PHONY: help setup demo autocompressor ablations test lint tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
@@ -44,6 +46,10 @@ autocompressor: $(STAMP) ## Train a variable-length AutoCompressor: BASE=opt-125
 	  --model.optim.lr $(LR) --data.batch_size 1 --trainer.devices $(NUM_GPUS) \
 	  --trainer.accumulate_grad_batches $$(( $(BATCH) / $(NUM_GPUS) )) \
 	  --name autocompressor-$(notdir $(BASE))
+
+# The same command again runs what is missing or failed, and nothing else.
+ablations: $(STAMP) ## Twelve context compressors on the tiny model, compared: SLOTS=cpu:2 or SLOTS=0,1,2,3 (default: all GPUs)
+	$(BIN)/python -m kvc sweep experiments/squad_ablations.yaml $(if $(SLOTS),--slots $(SLOTS))
 
 test: lint ## Lint, types and the test suite
 	$(BIN)/python -m pytest -n 2

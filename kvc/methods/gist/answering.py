@@ -64,14 +64,27 @@ class Prompts(NamedTuple):
 
 
 def answer(
-    model: PreTrainedModel, tokenizer: Any, questions: Sequence[GistQuestion], prompts: Prompts, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: Any,
+    questions: Sequence[GistQuestion],
+    prompts: Prompts,
+    max_new_tokens: int,
+    row_bytes: float,
 ) -> list[Record]:
     """Answer greedily and grade.
 
+    Args:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer.
+        questions: What is asked.
+        prompts: How.
+        max_new_tokens: Limit of each answer.
+        row_bytes: Bytes of one row of the KV cache in all layers.
+
     Returns:
-        For each question: `completion`, `answer`, the scores of its grader, `prompt_tokens`, `new_tokens`, `finish`,
-        `kv_tokens_*` and `kv_bytes_*` (`peak`, `mean`, `final`), and `prefill_seconds` and `decode_seconds`, its share
-        of the batch.
+        For each question: `completion`, `answer`, the scores of its grader, `prompt_tokens`, `new_tokens`, `finish`;
+        `kv_tokens_*`, rows of KV per layer and head, and `kv_bytes_*`, what these rows take (`peak`, `mean`, `final`);
+        `prefill_seconds` and `decode_seconds`, its share of the batch.
     """
     ends = model.generation_config.eos_token_id
     known = [ends] if isinstance(ends, int) else list(ends or [])
@@ -88,6 +101,8 @@ def answer(
     records: list[Record] = []
     for row, (question, text) in enumerate(zip(questions, output.texts)):
         graded = question.score(text)._asdict()
+        # Not the bytes of the whole batch, in which a row would pay for the padding of the others.
+        rows = {key: value for key, value in output.usage.summary(row).items() if key.startswith("kv_tokens")}
         records.append(
             {
                 "completion": text,
@@ -96,7 +111,8 @@ def answer(
                 "prompt_tokens": output.prompt_tokens[row],
                 "new_tokens": len(output.tokens[row]),
                 "finish": output.finish[row],
-                **output.usage.summary(row),
+                **rows,
+                **{key.replace("tokens", "bytes"): value * row_bytes for key, value in rows.items()},
                 "prefill_seconds": output.prefill_seconds / len(questions),
                 "decode_seconds": output.decode_seconds / len(questions),
             }

@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from kvc.cache.accounting import cache_bytes
 from kvc.cache.memory import KVMemory
 from kvc.core import seeds
-from kvc.core.backbone import Backbone, head_logits
+from kvc.core.backbone import Backbone, decoder, head_logits
 from kvc.core.method import Method, StepOutput
 from kvc.core.module import Record
 from kvc.core.optim import Optim
@@ -175,7 +176,12 @@ class GistTokens(Method):
         return records
 
     def _answer(self, model: PreTrainedModel, questions: Any, prompts: Prompts) -> list[Record]:
-        return answer(model, self.tokenizer, questions, prompts, self.max_new_tokens)
+        return answer(model, self.tokenizer, questions, prompts, self.max_new_tokens, self._row_bytes)
+
+    @cached_property
+    def _row_bytes(self) -> float:
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.backbone.device)
+        return cache_bytes(decoder(self.backbone)(ids, use_cache=True).past_key_values) / 2
 
     @contextmanager
     def _untouched(self) -> Iterator[PreTrainedModel]:

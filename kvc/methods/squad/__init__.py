@@ -1,6 +1,7 @@
 """Compressed contexts for question answering: a text becomes a few vectors that a language model reads as its input."""
 
 from kvc.methods.squad.anchor import Anchors
+from kvc.methods.squad.brief import CompressionConfig
 from kvc.methods.squad.budget import Budget, FixedRatio, FixedSlots
 from kvc.methods.squad.convolution import Convolution
 from kvc.methods.squad.cross_attention import CrossAttention
@@ -15,6 +16,7 @@ from kvc.methods.squad.source import Source
 __all__ = [
     "Anchors",
     "Budget",
+    "CompressionConfig",
     "ContextCompressor",
     "Convolution",
     "CrossAttention",

@@ -19,7 +19,7 @@ from kvc.errors import UserError
 from kvc.methods.squad.anchor import Anchors
 from kvc.methods.squad.answers import answer, end_tokens, texts
 from kvc.methods.squad.assembly import Positions
-from kvc.methods.squad.baselines import CONTROLS, METHOD, PLAIN, SIZED, Arms, Stored, bare, label, nothing
+from kvc.methods.squad.baselines import CONTROLS, METHOD, PLAIN, SIZED, Arms, Stored, bare, label, nothing, slot_counts
 from kvc.methods.squad.budget import Budget, FixedRatio
 from kvc.methods.squad.evaluation import NEEDS, records_of
 from kvc.methods.squad.interface import SlotCompressor
@@ -189,9 +189,14 @@ class ContextCompressor(Method):
         return self
 
     def setup(self, stage: str) -> None:
-        """Check that stored baselines are there before anything is trained beside them."""
+        """Check stored baselines and the lengths of the texts before anything is trained."""
         if stage == "fit":
             self.stored.check()
+        if getattr(self.budget, "policy", None) == "refuse" and self.mode == "compress":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            for split in ("train", "val") if stage == "fit" else (data.eval_split,):
+                lengths = [len(encoded.context) for _, encoded in data.rows(split)]
+                slot_counts(self.budget, torch.tensor(lengths), self.max_length)
 
     # ------------------------------------------------------------------ training
 

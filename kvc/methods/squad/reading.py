@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from kvc.cache.memory import KVMemory
 from kvc.core.backbone import decoder, head_logits
+from kvc.errors import UserError
 from kvc.methods.squad.assembly import IGNORED, Positions, assemble, tokens
 from kvc.methods.squad.interface import Slots
 from kvc.methods.squad.losses.evidence import Predicted
@@ -127,6 +128,7 @@ class MemoryReading(Reading):
 
     def predict(self, model: PreTrainedModel, tail: Tokens, answer: Tokens) -> Predicted:
         """See `Reading`."""
+        _check_tail(tail)
         mask = torch.cat([tail.mask, answer.mask], dim=1)
         labels = torch.cat([torch.full_like(tail.ids, IGNORED), answer.labels], dim=1)
         ids = Tokens(torch.cat([tail.ids, answer.ids], dim=1), mask).left()
@@ -137,8 +139,16 @@ class MemoryReading(Reading):
 
     def prompt(self, model: PreTrainedModel, tail: Tokens) -> tuple[dict[str, Any], int]:
         """See `Reading`."""
+        _check_tail(tail)
         ids = tail.left()
         return {"inputs": ids.ids, **self.memory.fork().generate_kwargs(ids.ids, ids.mask.long())}, ids.ids.shape[1]
+
+
+def _check_tail(tail: Tokens) -> None:
+    if not bool(tail.mask.any(1).all()):
+        raise UserError(
+            "data.scope: anchors cannot hold a whole prompt, since nothing is left to go on from; use context"
+        )
 
 
 def _predicted(model: PreTrainedModel, hidden: torch.Tensor, labels: torch.Tensor) -> Predicted:
