@@ -50,7 +50,7 @@ class CrossModelConverter(ContextCompressor):
         optim: Optim | None = None,
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:
-        foreign = _trained(compressor)
+        foreign = trained_compressor(compressor)
         width = int(foreign.backbone.get_input_embeddings().weight.shape[1])
 
         def converter(target: int, rms: float) -> Any:
@@ -73,7 +73,7 @@ class CrossModelConverter(ContextCompressor):
         self.reader = ConvertedReader(foreign, Translation(self.tokenizer, foreign.tokenizer), made)
 
 
-def _trained(folder: str) -> ContextCompressor:
+def trained_compressor(folder: str) -> ContextCompressor:
     """Load a compressor whose slots can be converted.
 
     Raises:
