@@ -14,7 +14,7 @@ from kvc.methods.squad.baselines import METHOD
 from kvc.methods.squad.losses import FirstErrorCe, InfoNce, Kd, OffdiagMargin, OnPolicyKd, SelfCritical, TeacherForcing
 from kvc.methods.squad.reading import Tokens
 
-TIMES = ("compress_seconds", "prefill_seconds", "decode_seconds")
+TIMES = ("seconds", "compress_seconds", "prefill_seconds", "decode_seconds")
 
 
 def plain(folder: Any) -> Any:
@@ -181,6 +181,8 @@ def test_another_model_may_teach(tiny_folder: Any) -> None:
     teacher = Backbone(pretrained=str(tiny_folder), from_config=True)
     made = ContextCompressor(Backbone(pretrained=str(tiny_folder), lora=Lora(r=2)), teacher=teacher)
     data = batch(squad(tiny_folder), [0, 1], "train")
+    assert made.teacher is None
+    made.load_teacher()
     made.train()
     assert made.teacher is not None
     assert not made.teacher.training

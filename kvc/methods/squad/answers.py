@@ -57,7 +57,7 @@ def answer(
     )
     generate: Any = model.generate
     ids = generate(**given, generation_config=settings, stopping_criteria=StoppingCriteriaList([clock]))[:, old:]
-    end = clock.now()
+    end = now(model.device)
     stop = torch.isin(ids, torch.tensor(ends, device=ids.device)).long()
     ids = ids.masked_fill(stop.cumsum(1) - stop > 0, IGNORED)
     first = clock.first or end
@@ -78,21 +78,22 @@ def texts(tokenizer: Any, ids: torch.Tensor) -> list[str]:
     return decoded
 
 
+def now(device: torch.device) -> float:
+    """The time when all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 class _Clock(StoppingCriteria):
     """Notes when the first token is there; never stops anything."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.first: float | None = None
-        self.start = self.now()
-
-    def now(self) -> float:
-        """The time when all that was asked of the device is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        self.start = now(device)
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         if self.first is None:
-            self.first = self.now()
+            self.first = now(self.device)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

@@ -4,7 +4,6 @@ Shapes: B batch, S context tokens.
 """
 
 import json
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from kvc.core import seeds
 from kvc.core.module import Record
 from kvc.data.squad.ratios import keep_tokens
 from kvc.errors import UserError
-from kvc.methods.squad.answers import answer, end_tokens
+from kvc.methods.squad.answers import answer, end_tokens, now
 from kvc.methods.squad.budget import Budget, FixedRatio, FixedSlots
 from kvc.methods.squad.mean_pool import MeanPool
 from kvc.methods.squad.readers import SlotReader, TextReader
@@ -92,9 +91,9 @@ class Arms:
             budget: How many tokens are left.
             row_bytes: See `graded`.
         """
-        start = time.perf_counter()
+        start = now(model.device)
         reading, tail = self.read(model, batch, arm, budget)
-        seconds = time.perf_counter() - start
+        seconds = now(model.device) - start
         said = answer(model, reading, tail, self.max_new_tokens, end_tokens(model, self.tokenizer))
         return graded(batch["questions"], self.tokenizer, said, reading, tail, seconds, row_bytes)
 

@@ -1,6 +1,5 @@
 """A learned compressor of contexts as a method: trained on questions, scored by the official rules."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -17,7 +16,7 @@ from kvc.core.optim import Optim
 from kvc.core.results import Summary
 from kvc.errors import UserError
 from kvc.methods.squad.anchor import Anchors
-from kvc.methods.squad.answers import answer, end_tokens, texts
+from kvc.methods.squad.answers import answer, end_tokens, now, texts
 from kvc.methods.squad.assembly import Positions
 from kvc.methods.squad.baselines import CONTROLS, METHOD, PLAIN, SIZED, Arms, Stored, bare, label, nothing, slot_counts
 from kvc.methods.squad.budget import Budget, FixedRatio
@@ -53,8 +52,8 @@ class ContextCompressor(Method):
         source: What the compressor reads; contextual states if null.
         losses: Terms of the training loss; `Kd` and `TeacherForcing` if null, in controls `TeacherForcing`.
         mode: `compress`, or a control that is tuned on the same data with the `full_text` or with `no_context`.
-        teacher: Model that distillation learns from, with the full text; null for the base model itself. A tuned
-            control: the same base with `merge_adapter: FOLDER`, an export of the control.
+        teacher: Model that distillation learns from, with the full text, loaded for training; null for the base model
+            itself. A tuned control: the same base with `merge_adapter: FOLDER`, an export of the control.
         positions: Where slots stand: `compact`, as a short text, or `spread` over the places of the text.
         frozen_decoder: Read slots and answer without the adapters, which then only read the text.
         train_budget: Budget of training steps; null for `budget`.
@@ -108,9 +107,10 @@ class ContextCompressor(Method):
             made = (compressor or MeanPool)(width, self.rms) if mode == "compress" else None
             terms = losses or ([Kd(), TeacherForcing()] if made is not None else [TeacherForcing()])
             self.mix = Mix(terms, width)
+        self.teacher: Any
         self.compressor = made
         self.reader = self._reader(made, source, positions)
-        self.teacher = teacher.load().requires_grad_(False).eval() if teacher is not None else None
+        self.teaching, self.teacher = teacher, None
         self.arms = Arms(self.tokenizer, max_length, max_new_tokens, seed)
         self.stored = Stored(baselines or [])
         self._identity = self.base.identity(seed)
@@ -158,12 +158,8 @@ class ContextCompressor(Method):
             if self.base.gradient_checkpointing and self.base.lora is not None:
                 # What is computed again in the backward pass would find the adapters on.
                 raise UserError("model.frozen_decoder: does not go together with backbone.gradient_checkpointing")
-        if self.teacher is not None:
-            if not {"gold.teacher", "own.teacher"} & needs:
-                raise UserError("model.teacher: has no effect, no term of model.losses learns from it")
-            ours, theirs = (len(m.get_input_embeddings().weight) for m in (self.backbone, self.teacher))
-            if ours != theirs:
-                raise UserError(f"model.teacher: has {theirs} tokens in its vocabulary, the base model {ours}")
+        if self.teaching is not None and not {"gold.teacher", "own.teacher"} & needs:
+            raise UserError("model.teacher: has no effect, no term of model.losses learns from it")
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the base model."""
@@ -189,14 +185,30 @@ class ContextCompressor(Method):
         return self
 
     def setup(self, stage: str) -> None:
-        """Check stored baselines and the lengths of the texts before anything is trained."""
+        """Load the teacher; check stored baselines and the lengths of the texts before anything is trained."""
         if stage == "fit":
             self.stored.check()
-        if getattr(self.budget, "policy", None) == "refuse" and self.mode == "compress":
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.load_teacher()
+        data: Any = self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        if getattr(self.budget, "policy", None) == "refuse" and getattr(data, "scope", "") == "context":
             for split in ("train", "val") if stage == "fit" else (data.eval_split,):
-                lengths = [len(encoded.context) for _, encoded in data.rows(split)]
+                cut = split == "train" or data.long_eval == "truncate"
+                longest = data.context_length if cut else None
+                lengths = [len(encoded.context[:longest]) for _, encoded in data.rows(split)]
                 slot_counts(self.budget, torch.tensor(lengths), self.max_length)
+
+    def load_teacher(self) -> None:
+        """Load the model that teaches; only training needs it.
+
+        Raises:
+            UserError: If it has another vocabulary.
+        """
+        if self.teaching is None or self.teacher is not None:
+            return
+        self.teacher = self.teaching.load().requires_grad_(False).eval().to(self.backbone.device)
+        ours, theirs = (len(m.get_input_embeddings().weight) for m in (self.backbone, self.teacher))
+        if ours != theirs:
+            raise UserError(f"model.teacher: has {theirs} tokens in its vocabulary, the base model {ours}")
 
     # ------------------------------------------------------------------ training
 
@@ -295,11 +307,9 @@ class ContextCompressor(Method):
     @torch.no_grad()
     def records(self, batch: Batch) -> list[Record]:
         """Greedy answers with the slots, and of every baseline."""
-        start = time.perf_counter()
+        start = now(self.backbone.device)
         reading = self.read(batch)
-        if self.backbone.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - start
+        seconds = now(self.backbone.device) - start
         tail = self._tail(batch)
         with self._decoder():
             ends = end_tokens(self.backbone, self.tokenizer)

@@ -75,8 +75,8 @@ class AnchorReader:
     def read(self, model: PreTrainedModel, head: Tokens, context: Tokens, budget: Budget) -> Reading:
         """See `Reader`."""
         memory = self.anchors(model, *head, *context, budget)
-        counts = torch.minimum(budget.counts(context.lengths), context.lengths)
-        return MemoryReading(memory, head.lengths, counts)
+        # Not asked of the budget again, which may be drawn anew.
+        return MemoryReading(memory, head.lengths, memory.tokens.round().long() - head.lengths)
 
 
 def check_anchors(model: PreTrainedModel, positions: Positions, checkpointing: bool, lora: bool) -> None:

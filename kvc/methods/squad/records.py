@@ -32,13 +32,14 @@ def graded(
     Returns:
         `completion`, `answer` (as it is scored), `em`, `f1`, `new_tokens`; rows of KV per layer and head:
         `kv_tokens_context` stand for the context, `kv_tokens_final` are held at the end, both also in bytes; seconds
-        for reading (`compress_seconds`), the first token and the others, each the row's share of the batch.
+        in all, for reading (`compress_seconds`), the first token and the others, each the row's share of the batch.
     """
-    seconds = {
+    shares = {
         "compress_seconds": read_seconds / len(questions),
         "prefill_seconds": answers.prefill_seconds / len(questions),
         "decode_seconds": answers.decode_seconds / len(questions),
     }
+    seconds = {"seconds": sum(shares.values()), **shares}
     new = (answers.ids != IGNORED).sum(1)
     # No forward sees the last token.
     final = (reading.head + reading.counts + tail.lengths + new - 1).tolist()

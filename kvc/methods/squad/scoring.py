@@ -18,6 +18,7 @@ COSTS = (
     "kv_bytes_context",
     "kv_bytes_final",
     "new_tokens",
+    "seconds",
     "compress_seconds",
     "prefill_seconds",
     "decode_seconds",
