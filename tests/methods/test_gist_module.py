@@ -159,6 +159,7 @@ def test_a_run_leaves_and_comes_back(tiny_folder: Path, tmp_path: Path, train: s
         assert memory.tokens.tolist() == [int(-(-len(ids) // 8)) for ids in made.tokenizer(texts)["input_ids"]]
         said.append(generate(made.backbone, question, memory=memory.fork(), max_new_tokens=4).tokens)
     assert said[0] == said[1]
+    assert back.compress(["", texts[1]]).tokens.tolist() == [1, float(memory.tokens[1])]
     with pytest.raises(UserError, match="call eval"):
         ours.train().compress(texts)
 

@@ -1,6 +1,7 @@
 """Compress in one model, answer with another of other width and tokenizer."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import cases
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -73,6 +75,18 @@ def made_of(models_of: dict[str, Path], **settings: Any) -> CrossModelConverter:
     return model
 
 
+def exchanged(compressor: Path, out: Path) -> Path:
+    """A copy of `out` that names another compressor, of the same shape."""
+    other, copy = out.parent / "other", out.parent / "copy"
+    shutil.copytree(compressor, other)
+    shutil.copytree(out, copy)
+    tensors = load_file(other / "kvc.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, other / "kvc.safetensors")
+    manifest = (copy / "kvc.json").read_text()
+    (copy / "kvc.json").write_text(manifest.replace(str(compressor), str(other)))
+    return copy
+
+
 def test_it_trains_leaves_and_comes_back(models_of: dict[str, Path], tmp_path: Path) -> None:
     before = kvc.load(models_of["a"]).trained_state()
     assert cases.fit(config_of(models_of), tmp_path / "run") == 0
@@ -89,6 +103,8 @@ def test_it_trains_leaves_and_comes_back(models_of: dict[str, Path], tmp_path: P
     assert found[0].shape[-1] == 48
     fresh = made_of(models_of)
     assert cases.distance(ours.trained_state(), fresh.trained_state()) > 0
+    with pytest.raises(UserError, match="another base model"):
+        kvc.load(exchanged(models_of["a"], tmp_path / "out"))
     after = ours.reader.foreign.state_dict()
     assert cases.same_bits(before, {name: after[name] for name in before}) == []
 

@@ -125,7 +125,7 @@ class GistTokens(Method):
         Continue with `kvc.generation.decode.generate(method.backbone, ids, memory=memory.fork(), ...)`.
 
         Args:
-            contexts: One text for each row of the batch.
+            contexts: One text for each row of the batch, as it is: the contexts of `kvc.data.squad` begin with a blank.
             head: What stands before each, without BOS.
 
         Raises:
@@ -137,10 +137,16 @@ class GistTokens(Method):
         first = [*bos, *self.tokenizer(head, add_special_tokens=False)["input_ids"]] if head else bos
         texts = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in contexts]
         size = max(map(len, texts), default=0)
-        ids = torch.tensor([row + [0] * (size - len(row)) for row in texts], device=self.backbone.device)
-        mask = torch.tensor([[True] * len(row) + [False] * (size - len(row)) for row in texts], device=ids.device)
-        heads = torch.tensor([first] * len(texts), device=ids.device)
-        batch = {"context_ids": ids, "context_mask": mask, "head_ids": heads, "head_mask": torch.ones_like(heads) > 0}
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": self.backbone.device}
+        ids = torch.tensor([row + [0] * (size - len(row)) for row in texts], **whole)
+        mask = torch.arange(size, device=ids.device) < torch.tensor([[len(row)] for row in texts], **whole)
+        heads = torch.tensor([first] * len(texts), **whole)
+        batch = {
+            "context_ids": ids,
+            "context_mask": mask,
+            "head_ids": heads,
+            "head_mask": torch.ones_like(heads).bool(),
+        }
         return self.reader.compress(sequence(batch, self.count.counts(mask.sum(1)), PROMPT, left=True))
 
     @torch.no_grad()

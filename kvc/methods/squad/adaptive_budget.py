@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from kvc.core import seeds
+from kvc.core.files import digest
 from kvc.core.method import Method, StepOutput
 from kvc.core.module import Batch, Record
 from kvc.core.optim import Optim
@@ -17,7 +18,7 @@ from kvc.methods.squad.adaptive_scoring import summarize
 from kvc.methods.squad.answers import answer, end_tokens, texts
 from kvc.methods.squad.baselines import label
 from kvc.methods.squad.budget import Budget, FixedRatio
-from kvc.methods.squad.cross_model import trained_compressor
+from kvc.methods.squad.cross_model import contents, trained_compressor
 from kvc.methods.squad.evaluation import NEEDS
 from kvc.methods.squad.readers import TextReader
 from kvc.methods.squad.reading import Tokens
@@ -86,6 +87,7 @@ class AdaptiveBudget(Method):
         self.margin, self.loss, self.max_new_tokens = margin, loss, max_new_tokens
         # In a list, so that it is no part of the method: no checkpoint holds it.
         self._foreign = [trained_compressor(compressor)]
+        self._contents = contents(compressor)
         self.tokenizer = self.compressor.tokenizer
         width = int(self.compressor.backbone.get_input_embeddings().weight.shape[1])
         with torch.random.fork_rng(devices=[]):
@@ -98,9 +100,9 @@ class AdaptiveBudget(Method):
         return self._foreign[0].to(self.device)
 
     def base_identity(self) -> dict[str, Any]:
-        """Name and hash of the base model."""
-        identity: dict[str, Any] = self._foreign[0].base_identity()
-        return identity
+        """Name of the base model, and a hash of it and of the compressor."""
+        base = self._foreign[0].base_identity()
+        return {"name": base["name"], "hash": digest([base["hash"], self._contents])}
 
     def step(self, batch: Batch) -> StepOutput:
         """Balanced cross-entropy of the smallest sufficient budget, a mean over rows."""

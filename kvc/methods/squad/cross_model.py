@@ -6,6 +6,7 @@ from typing import Any
 from kvc.core import seeds
 from kvc.core.backbone import Backbone
 from kvc.core.export import load_export
+from kvc.core.files import digest, digest_files
 from kvc.core.optim import Optim
 from kvc.errors import UserError
 from kvc.methods.squad.budget import Budget
@@ -69,8 +70,18 @@ class CrossModelConverter(ContextCompressor):
             optim=optim,
             seed=seed,
         )
+        self._contents = contents(compressor)
         made: Any = self.compressor
         self.reader = ConvertedReader(foreign, Translation(self.tokenizer, foreign.tokenizer), made)
+
+    def base_identity(self) -> dict[str, Any]:
+        """Name of the reading model, and a hash of it and of the compressor."""
+        return {"name": self.base.pretrained, "hash": digest([self._identity, self._contents])}
+
+
+def contents(folder: str) -> str:
+    """A name of the weights of an export, so that another one in its place is noticed."""
+    return digest_files(*sorted(Path(folder).expanduser().glob("*.safetensors")))
 
 
 def trained_compressor(folder: str) -> ContextCompressor:
