@@ -15,10 +15,12 @@ NUM_GPUS ?= 1
 CML ?= 50
 # Blocks of tokens fit one tokenizer: those of Llama 3 are others than those of Llama 2.
 AC_CONFIG = $(if $(filter tiny,$(BASE)),tiny_variable,$(if $(findstring lama-3,$(BASE)),llama3_8b,$(if $(findstring lama,$(BASE)),llama2_7b_6k,opt_125m)))
+# Of `make ablations`; empty: all GPUs, else one CPU slot.
+SLOTS ?=
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo autocompressor test lint tensorboard clean
+.PHONY: help setup demo autocompressor ablations test lint tensorboard clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  \033[1m%-12s\033[0m %s\n", $$1, $$2}'
@@ -47,6 +49,10 @@ autocompressor: $(STAMP) ## Train a variable-length AutoCompressor: BASE=opt-125
 	  --model.optim.lr $(LR) --data.batch_size 1 --trainer.devices $(NUM_GPUS) \
 	  --trainer.accumulate_grad_batches $$(( $(BATCH) / $(NUM_GPUS) )) \
 	  --name autocompressor-$(notdir $(BASE))
+
+# The same command again runs what is missing or failed, and nothing else.
+ablations: $(STAMP) ## Twelve context compressors on the tiny model, compared: SLOTS=cpu:2 or SLOTS=0,1,2,3 (default: all GPUs)
+	$(BIN)/python -m kvc sweep experiments/squad_ablations.yaml $(if $(SLOTS),--slots $(SLOTS))
 
 test: lint ## Lint, types and the test suite
 	$(BIN)/python -m pytest -n 2

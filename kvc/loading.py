@@ -38,7 +38,7 @@ def load(source: str | os.PathLike[str], device: str = "cpu") -> Any:
     """
     from transformers.utils import logging
 
-    from kvc.core.export import MANIFEST
+    from kvc.core.export import MANIFEST, load_export
     from kvc.runs import CONFIG, RunFolder
 
     logging.disable_progress_bar()
@@ -91,28 +91,6 @@ def load_run(run: "RunFolder") -> "KvcModule":
         model.check_checkpoint(checkpoint, str(path))
         _fill(model, checkpoint["state_dict"], path)
     return model
-
-
-def load_export(folder: Path) -> "Method":
-    """Build the method of an exported folder and fill in its tensors.
-
-    Raises:
-        UserError: If the folder is incomplete, or its base model is not the one it was trained on.
-    """
-    from kvc.core.build import build_model
-    from kvc.core.export import MANIFEST, model_config, read_export, read_manifest
-    from kvc.core.method import Method
-
-    manifest = read_manifest(folder)
-    method = build_model(model_config(manifest, folder))
-    if not isinstance(method, Method):
-        raise UserError(f"{folder / MANIFEST}: {type(method).__name__} is not a trained method")
-    base = manifest.get("base_model") or {}
-    here = method.base_identity().get("hash", "")
-    if base.get("hash", here) != here:
-        raise UserError(f"{folder} was trained on another base model (hash {base['hash']}, here {here})")
-    read_export(method, folder)
-    return method
 
 
 def looks_like_hub_id(text: str) -> bool:

@@ -208,12 +208,60 @@ def variable_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
     return config
 
 
+def squad_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
+    """Contexts of questions compressed by weighted pooling, with distillation; six steps an epoch."""
+    return {
+        "trainer": deepcopy(TRAINER),
+        "model": {
+            "class_path": "kvc.methods.squad.ContextCompressor",
+            "init_args": {
+                "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
+                "compressor": {
+                    "class_path": "kvc.methods.squad.WeightedPooling",
+                    "init_args": {"slots": 6, "max_length": 48},
+                },
+                "budget": {"class_path": "kvc.methods.squad.FixedSlots", "init_args": {"slots": 6}},
+                "source": {"frozen": False},
+                "max_new_tokens": 4,
+                "optim": {"lr": 0.01, "warmup": 2},
+            },
+        },
+        "data": {
+            "class_path": "kvc.data.squad.Squad",
+            "init_args": {"counts": [24, 6, 7], "facts": [2, 4], "batch_size": 4},
+        },
+    }
+
+
+def gist_config(tiny_folder: Path, dropout: float = 0.2) -> Config:
+    """Gist tokens on synthetic passages, six steps an epoch."""
+    return {
+        "trainer": deepcopy(TRAINER),
+        "model": {
+            "class_path": "kvc.methods.gist.GistTokens",
+            "init_args": {
+                "backbone": {"pretrained": str(tiny_folder), "lora": {"r": 2, "dropout": dropout}},
+                "train": "lora",
+                "count": {"class_path": "kvc.methods.gist.GistRatio", "init_args": {"ratio": 8}},
+                "max_new_tokens": 3,
+                "optim": {"lr": 0.01, "warmup": 2},
+            },
+        },
+        "data": {
+            "class_path": "kvc.data.squad.Squad",
+            "init_args": {"counts": [24, 6, 7], "facts": [2, 6], "batch_size": 4},
+        },
+    }
+
+
 CASES: dict[str, Callable[..., Config]] = {
     "comp": comp_config,
     "lora": lora_config,
     "ccm": ccm_config,
     "autocompressor": autocompressor_config,
     "autocompressor_variable": variable_config,
+    "squad": squad_config,
+    "gist": gist_config,
 }
 """A configuration of every trainable method: `CASES[name](tiny_folder, dropout=0.0)`."""
 

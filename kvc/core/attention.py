@@ -74,6 +74,27 @@ def check_standard(model: Any, who: str) -> None:
         )
 
 
+def check_window(model: PreTrainedModel, length: int) -> None:
+    """Refuse a text that reaches beyond a sliding window, where layers would not see its memory.
+
+    Args:
+        model: A causal LM, with or without a PEFT wrapper.
+        length: Positions of the whole text.
+
+    Raises:
+        UserError: If a layer of the model looks back less far.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    reach = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"]) & reach.keys()
+    window = min((getattr(config, reach[kind], None) or length for kind in kinds), default=length)
+    if length > window:
+        raise UserError(
+            f"a sequence of {length} tokens is longer than the sliding window of the base model ({window}), "
+            "beyond which nothing is remembered: use shorter sequences or another model"
+        )
+
+
 def open_door(model: PreTrainedModel, kernels: Sequence[str] = ("sdpa", "eager")) -> None:
     """Switch a model to the attention function with the door; numbers stay as they are.
 

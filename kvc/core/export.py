@@ -191,6 +191,26 @@ def model_config(manifest: dict[str, Any], folder: Path) -> dict[str, Any]:
     return model
 
 
+def load_export(folder: Path) -> Method:
+    """Build the method of an exported folder and fill in its tensors.
+
+    Raises:
+        UserError: If the folder is incomplete, or its base model is not the one it was trained on.
+    """
+    from kvc.core.build import build_model
+
+    manifest = read_manifest(folder)
+    method = build_model(model_config(manifest, folder))
+    if not isinstance(method, Method):
+        raise UserError(f"{folder / MANIFEST}: {type(method).__name__} is not a trained method")
+    base = manifest.get("base_model") or {}
+    here = method.base_identity().get("hash", "")
+    if base.get("hash", here) != here:
+        raise UserError(f"{folder} was trained on another base model (hash {base['hash']}, here {here})")
+    read_export(method, folder)
+    return method
+
+
 def read_export(method: Method, folder: Path) -> None:
     """Put the tensors of an export into a method built from its `model_config`.
 

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from kvc.core.attention import kernel_of
 from kvc.errors import UserError
 
 Kind = Literal[
@@ -163,6 +164,25 @@ class Visibility:
         return create_block_mask(
             self.rule(), batch, None, tokens, self.home.shape[1], self.segment.device, size, _compile=compiled
         )
+
+    def form(self, attention: str, dtype: torch.dtype) -> torch.Tensor | BlockMask:
+        """The mask as a kernel takes it.
+
+        Args:
+            attention: Attention implementation of the model.
+            dtype: Of the hidden states.
+
+        Raises:
+            UserError: If the kernel takes none that can say this.
+        """
+        kernel = kernel_of(attention)
+        if kernel == "sdpa":
+            return self.dense()
+        if kernel == "eager":
+            return self.additive(dtype)
+        if kernel == "flex_attention":
+            return self.block(compiled=self.segment.is_cuda)
+        raise UserError(f"backbone.attn_implementation: {kernel} takes no such mask, use sdpa, eager or flex_attention")
 
 
 def visibility(layout: Layout, kind: Kind) -> Visibility:

@@ -18,7 +18,7 @@ class Optim:
     Attributes:
         lr: Learning rate of every group that `lrs` does not name.
         lrs: Learning rate by group; a method says which groups it has (e.g. lora, embeddings, head).
-        weight_decay: Decoupled decay; never applied to vectors (norms, biases).
+        weight_decay: Decoupled decay; never applied to vectors (norms, biases) and to the group `queries`.
         betas: AdamW's averaging factors.
         kind: `adamw`, or `muon` for matrices with AdamW for embeddings, heads and vectors.
         warmup: Steps of linear warm-up if 1 or more, else the fraction of all steps.
@@ -69,9 +69,10 @@ class Optim:
             lr = self.lrs.get(name, self.lr)
             matrices = [p for p in parameters if p.ndim >= 2]
             vectors = [p for p in parameters if p.ndim < 2]
-            target = muon if self.kind == "muon" and name not in {"embeddings", "head"} else adamw
+            target = muon if self.kind == "muon" and name not in {"embeddings", "queries", "head"} else adamw
             if matrices:
-                target.append({"params": matrices, "lr": lr, "weight_decay": self.weight_decay, "name": name})
+                decay = 0.0 if name == "queries" else self.weight_decay
+                target.append({"params": matrices, "lr": lr, "weight_decay": decay, "name": name})
             if vectors:
                 adamw.append({"params": vectors, "lr": lr, "weight_decay": 0.0, "name": f"{name}/vectors"})
         optimizer: Any = MuonAdamW(muon, adamw, self.betas) if muon else torch.optim.AdamW(adamw, betas=self.betas)

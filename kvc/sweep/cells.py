@@ -126,7 +126,7 @@ def needs_of(grid: Grid, stage: Stage) -> list[str]:
     values += [value for axis in stage.axes for choice in axis.choices for value in choice.settings.values()]
     values += [value for _, point in stage.include for choice in point.values() for value in choice.settings.values()]
     needs = [*stage.needs, *([stage.each] if stage.each else [])]
-    for name in (name for value in values if isinstance(value, str) for name in names_in(value)):
+    for name in (name for value in values for name in names_in(text_of(value))):
         if name not in {other.name for other in grid.stages}:
             raise UserError(f"{grid.path}: stage '{stage.name}': {{{name}.run_dir}} names no stage")
         needs.append(name)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from kvc.core.attention import check_window
 from kvc.core.masks import Kind
 from kvc.errors import UserError
 from kvc.methods.ccm.merging import Ema, Mean, weights
@@ -230,5 +231,5 @@ def test_bad_input_is_refused() -> None:
     chunked = tiny.compressor()
     chunked.model.config.update({"layer_types": ["full_attention", "chunked_attention"], "attention_chunk_size": 4})
     with pytest.raises(UserError, match=r"sliding window of the base model \(4\)"):
-        chunked.check_window(5)
-    chunked.check_window(4)
+        check_window(chunked.model, 5)
+    check_window(chunked.model, 4)

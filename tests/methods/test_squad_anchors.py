@@ -21,7 +21,7 @@ def model(folder: Any, **settings: Any) -> Any:
 
 
 def anchors(bidirectional: bool = True) -> Anchors:
-    made = Anchors(32, bidirectional)
+    made = Anchors(32, bidirectional=bidirectional)
     made.mark.data = torch.randn(32, generator=torch.Generator().manual_seed(0))
     return made
 

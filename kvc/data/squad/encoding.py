@@ -70,6 +70,8 @@ def _spans(example: SquadExample, offsets: Sequence[tuple[int, int]]) -> tuple[t
     first, last = (torch.tensor(list(side)) for side in zip(*offsets))
     spans = []
     for text, start in zip(example.answers, example.starts):
+        if start < 0:  # an answer that is no part of the context, such as "yes"
+            continue
         inside = ((last > start + 1) & (first < start + 1 + len(text))).nonzero()[:, 0]
         if len(inside):  # tokenizers that rewrite characters may have no token for it
             spans.append((int(inside[0]), int(inside[-1]) + 1))

@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from kvc.core import seeds
 from kvc.core.datamodule import KvcDataModule, Split
 from kvc.core.files import digest
+from kvc.data.parts import KEYS, PARTS, collate_parts
 from kvc.data.squad.encoding import Encoded, cut, encode, whole_prompt, window
 from kvc.data.squad.example import SquadExample
 from kvc.data.squad.official import load_squad
@@ -22,7 +22,6 @@ from kvc.errors import UserError
 SYNTHETIC = "synthetic:passages"
 COUNTS = (4000, 200, 400)
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
-PARTS = ("head", "context", "tail", "answer")
 
 
 class Squad(KvcDataModule):
@@ -60,13 +59,7 @@ class Squad(KvcDataModule):
         seed: Seed of order and windows.
     """
 
-    gives: ClassVar[tuple[str, ...]] = (
-        "id",
-        "group",
-        "span",
-        "questions",
-        *(f"{part}_{kind}" for part in PARTS for kind in ("ids", "mask")),
-    )
+    gives: ClassVar[tuple[str, ...]] = KEYS
 
     def __init__(
         self,
@@ -123,15 +116,19 @@ class Squad(KvcDataModule):
                 name: synthetic_squad(name, count, self.split_seed, self.facts, self.unanswerable)
                 for name, count in zip(SPLITS, self.counts)
             }
-        parts = _by_context(load_squad(self.path), self.split, self.split_seed)
+        parts = _by_context(self.read(self.path), self.split, self.split_seed)
         test: list[SquadExample] | None = None
         if self.path.startswith(HUB):
-            test = load_squad(self.path, "validation")
+            test = self.read(self.path, "validation")
         elif self.eval_path is not None:
-            test = load_squad(self.eval_path)
+            test = self.read(self.eval_path)
         if test is not None:
             parts = (parts[0] + parts[2], parts[1], test)
         return {name: _some(part, count, self.split_seed) for name, part, count in zip(SPLITS, parts, self.counts)}
+
+    def read(self, source: str, split: str = "train") -> list[SquadExample]:
+        """Questions of a file or of a split on the Hub; see `load_squad`."""
+        return load_squad(source, split)
 
     def setup(self, stage: str) -> None:
         """Take the tokenizer of the method's base model."""
@@ -201,7 +198,7 @@ class Squad(KvcDataModule):
 
     def collate(self, split: Split) -> Callable[[list[Any]], Any]:
         """Pads on the right."""
-        return _collate
+        return collate_parts
 
     def fitted(self, encoded: Encoded, split: Split, epoch: int, number: int) -> Encoded:
         """The question with as much of its context as is read, in the scope that is compressed."""
@@ -231,16 +228,6 @@ class _Questions:
         item["span"] = torch.tensor(known[0] if known else (-1, -1))
         item["questions"] = SquadQuestion(number, prompt, encoded.rendered.bare, example, self.no_answer)
         return item
-
-
-def _collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    batch: dict[str, Any] = {key: torch.stack([item[key] for item in items]) for key in ("id", "group", "span")}
-    for part in PARTS:
-        rows = [item[part] for item in items]
-        batch[f"{part}_ids"] = pad_sequence(rows, batch_first=True)
-        batch[f"{part}_mask"] = pad_sequence([torch.ones_like(row, dtype=torch.bool) for row in rows], batch_first=True)
-    batch["questions"] = [item["questions"] for item in items]
-    return batch
 
 
 def _by_context(

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from kvc.core.attention import TAP, check_standard, kernel_of, open_door
+from kvc.core.attention import TAP, check_standard, check_window, open_door
 from kvc.core.backbone import decoder, head_logits
-from kvc.core.masks import Kind, Layout, Visibility, is_merged, visibility
+from kvc.core.masks import Kind, Layout, is_merged, visibility
 from kvc.errors import UserError
 from kvc.methods.ccm.gate import GATE, gate_lora, is_gated
 from kvc.methods.ccm.merging import Mean, MergeRule, merge_tap
@@ -94,14 +94,14 @@ class Compressor:
             UserError: If a run of memory tokens is incomplete, or the sequences are longer than a sliding window of
                 the model.
         """
-        self.check_window(input_ids.shape[1])
+        check_window(self.model, input_ids.shape[1])
         layout = self.layout(input_ids, attention_mask, kept, cut)
         layout.check()
         embeddings = self.embed(input_ids)
         attention = str(self.model.config._attn_implementation)
         arguments: dict[str, Any] = {
             "inputs_embeds": embeddings,
-            "attention_mask": _form(visibility(layout, self.kind), attention, embeddings.dtype),
+            "attention_mask": visibility(layout, self.kind).form(attention, embeddings.dtype),
             "position_ids": position_ids(layout, self.positions),
             "use_cache": False,
         }
@@ -114,38 +114,3 @@ class Compressor:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits `[..., V]` of hidden states `[..., E]`."""
         return head_logits(self.model, hidden)
-
-    def check_window(self, length: int) -> None:
-        """Refuse a text that reaches beyond a sliding window, where layers would not see its memory.
-
-        Args:
-            length: Positions of the whole text.
-
-        Raises:
-            UserError: If a layer of the model looks back less far.
-        """
-        config: Any = self.model.config.get_text_config(decoder=True)
-        reach = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-        kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"]) & reach.keys()
-        window = min((getattr(config, reach[kind], None) or length for kind in kinds), default=length)
-        if length > window:
-            raise UserError(
-                f"a sequence of {length} tokens is longer than the sliding window of the base model ({window}), "
-                "beyond which nothing is remembered: use shorter sequences or another model"
-            )
-
-
-def _form(seen: Visibility, attention: str, dtype: torch.dtype) -> Any:
-    """A mask as the kernel takes it.
-
-    Raises:
-        UserError: If the kernel takes none that can say this.
-    """
-    kernel = kernel_of(attention)
-    if kernel == "sdpa":
-        return seen.dense()
-    if kernel == "eager":
-        return seen.additive(dtype)
-    if kernel == "flex_attention":
-        return seen.block(compiled=seen.segment.is_cuda)
-    raise UserError(f"backbone.attn_implementation: {kernel} takes no such mask, use sdpa, eager or flex_attention")

@@ -25,6 +25,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from kvc.cache.store import load_memory, read_metadata, save_memory
+from kvc.core.attention import check_window
 from kvc.errors import UserError
 from kvc.generation.decode import generate
 from kvc.generation.output import Output
@@ -199,7 +200,7 @@ class Session:
         largest = max((max(row) for row in rows if row), default=0)
         if largest >= self.compressor.tokens.vocabulary:
             raise UserError(f"{name}: the base model has no token {largest}, memory tokens are put in by the session")
-        self.compressor.check_window(max(start + len(row) for start, row in zip(starts, rows)) + more)
+        check_window(self.compressor.model, max(start + len(row) for start, row in zip(starts, rows)) + more)
         return rows
 
     def _ids(self, text: str | Sequence[int], first: bool, name: str) -> list[int]:

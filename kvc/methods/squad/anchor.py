@@ -27,12 +27,13 @@ class Anchors(nn.Module):
 
     Args:
         width: D.
+        rms: Root mean square of the embeddings, the unit of the mark: one learning rate fits models of any scale.
         bidirectional: Tokens of head and text see what follows them, too.
     """
 
-    def __init__(self, width: int, bidirectional: bool = True) -> None:
+    def __init__(self, width: int, rms: float = 1.0, bidirectional: bool = True) -> None:
         super().__init__()
-        self.mark = nn.Parameter(torch.zeros(width))
+        self.mark, self.rms = nn.Parameter(torch.zeros(width)), rms
         self.bidirectional = bidirectional
 
     def forward(
@@ -97,7 +98,7 @@ class Anchors(nn.Module):
         mask = mask.gather(1, order)
         embeds = model.get_input_embeddings()(torch.cat([head_ids, input_ids], dim=1).gather(1, order))
         marked = torch.zeros_like(mask).scatter_add(1, chosen.masked_fill(~slots, 0), slots)
-        embeds = embeds + marked[..., None] * self.mark.to(embeds.dtype)
+        embeds = embeds + marked[..., None] * (self.rms * self.mark).to(embeds.dtype)
         stack: Any = decoder(model)
         return stack(
             inputs_embeds=embeds,

@@ -61,9 +61,10 @@ class FixedSlots:
         Raises:
             UserError: With `refuse`, if a text is shorter than M.
         """
-        if self.policy == "refuse" and bool((lengths < self.slots).any()):
+        short = lengths[(lengths > 0) & (lengths < self.slots)]
+        if self.policy == "refuse" and len(short):
             raise UserError(
-                f"budget.slots: {self.slots} slots are more than the {int(lengths.min())} tokens of a text, which the"
+                f"budget.slots: {self.slots} slots are more than the {int(short.min())} tokens of a text, which the"
                 " policy 'refuse' forbids; use fewer slots or the policy 'cap'"
             )
         most = lengths if self.policy == "cap" else torch.full_like(lengths, self.slots).masked_fill(lengths == 0, 0)
@@ -104,4 +105,29 @@ class FixedRatio:
 
     def width(self, counts: torch.Tensor) -> int:
         """The largest count of the batch; waits for the device."""
+        return max(1, int(counts.max())) if counts.numel() else 1
+
+
+@dataclass(frozen=True, eq=False)
+class GivenSlots:
+    """Numbers that were worked out before, for a compressor inside another one, or chosen text by text.
+
+    Attributes:
+        given: Slots of each text, int64 `[B]`.
+        columns: Columns of the batch of slots, M; as many as needed if None.
+        window: Tokens that one slot stands for, where that is fixed.
+    """
+
+    given: torch.Tensor
+    columns: int | None = None
+    window: float | None = None
+
+    def counts(self, lengths: torch.Tensor) -> torch.Tensor:
+        """The given numbers; a text without tokens has no slots."""
+        return self.given.masked_fill(lengths == 0, 0)
+
+    def width(self, counts: torch.Tensor) -> int:
+        """M; waits for the device where it is not given."""
+        if self.columns is not None:
+            return self.columns
         return max(1, int(counts.max())) if counts.numel() else 1

@@ -61,6 +61,8 @@ class SlotCompressor(nn.Module):
         self.most = slots
         self.with_weights = False
         """Also give the attention weights in `aux`, which costs memory for M x S numbers of each row."""
+        self.progress = 0.0
+        """Share of the training that is over; the method sets it before each step."""
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor, budget: Budget) -> Slots:
         """Compress a batch.
