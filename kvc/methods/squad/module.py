@@ -257,8 +257,6 @@ class ContextCompressor(Method):
                 return answer(self.backbone, reading, self._tail(batch), self.max_new_tokens, ends, sample).ids
         finally:
             self.train(training)
-            # Weights that autocast has cast without gradient would be used again with it.
-            torch.clear_autocast_cache()
 
     @torch.no_grad()
     def taught(self, batch: Batch, answer: Tokens) -> torch.Tensor:
