@@ -1,5 +1,6 @@
 """The AutoCompressor method: what a step computes, what trains, what an evaluation says, what is refused."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,8 +211,9 @@ def test_what_trains(tiny_folder: Path, lora: bool) -> None:
 
 
 def test_training_goes_on_from_an_autocompressor(tiny_folder: Path, tmp_path: Path) -> None:
-    first = method(tiny_folder)
+    first = method(tiny_folder, segment_gradient_checkpointing=True)
     first.as_model().save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["segment_gradient_checkpointing"] is True
     first.tokenizer.save_pretrained(tmp_path)
     again = AutoCompressor(Backbone(pretrained=str(tmp_path)), Fixed(3))
     assert torch.equal(again.summary.embed_summary.weight, first.summary.embed_summary.weight)  # type: ignore[union-attr]

@@ -171,7 +171,10 @@ class AutoCompressor(Method):
 
     def as_model(self) -> AutoCompressorModel:
         """The same weights under the names of the paper's code: `compress_context`, `generate`, `save_pretrained`."""
-        return AutoCompressorModel(self.backbone, self.summary)
+        ours = self.compressor
+        return AutoCompressorModel(
+            self.backbone, self.summary, ours.segment_gradient_checkpointing, ours.truncate_bptt_segments
+        )
 
     # ------------------------------------------------------------------ training
 
