@@ -248,20 +248,28 @@ def test_the_loss_of_the_text_trains_the_stopping(tiny_folder: Path) -> None:
     }
 
 
-def test_the_length_penalty_may_begin_later(tiny_folder: Path) -> None:
-    def loss(weight: float, step: int, start: float, training: bool = True) -> float:
-        made = method(tiny_folder, summary=Variable(2, weight), penalty_from=start).train(training)
+@pytest.mark.parametrize("gate", ["after", "log"])
+def test_stops_may_be_trained_later(tiny_folder: Path, gate: Any) -> None:
+    def trained(weight: float, step: int, start: float) -> tuple[float, dict[str, torch.Tensor]]:
+        made = method(tiny_folder, summary=Variable(2, weight, gate=gate), stops_from=start).train()
         at_step(made, step).trainer.estimated_stepping_batches = 40
         (output,) = (piece() for piece in made.substeps(batch()))
-        return float((output.loss_sum / output.num_tokens).detach())
+        output.loss_sum.backward()
+        found = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+        return float((output.loss_sum / output.num_tokens).detach()), found
 
-    nothing, whole = loss(0.0, 0, 0.5), loss(3.0, 0, 0.0)
+    stop = {"summary.controls.eoc_weight", "summary.controls.eoc_bias"}
+    nothing, _ = trained(0.0, 0, 0.0)
+    whole, paid = trained(3.0, 0, 0.0)
+    early, free = trained(3.0, 19, 0.5)
     assert whole - nothing > 0.1
-    assert loss(3.0, 20, 0.5) == pytest.approx(nothing)
-    assert loss(3.0, 25, 0.5) == pytest.approx(nothing + (whole - nothing) / 2)
-    assert loss(3.0, 30, 0.5) == pytest.approx(whole)
-    assert loss(3.0, 39, 0.5) == pytest.approx(whole)
-    assert loss(3.0, 0, 0.5, training=False) == loss(3.0, 0, 0.0, training=False)
+    assert early == pytest.approx(nothing)
+    assert {name for name, gradient in free.items() if not gradient.any()} == stop
+    late, found = trained(3.0, 20, 0.5)
+    assert late == pytest.approx(whole)
+    assert found.keys() == paid.keys()
+    for name, gradient in paid.items():
+        torch.testing.assert_close(found[name], gradient)
 
 
 def test_full_attention_is_the_plain_model(tiny_folder: Path) -> None:
@@ -309,7 +317,7 @@ def test_defaults_are_those_of_the_brief() -> None:
         ({"mode": "full_attention", "summary": Fixed(3)}, "no effect with model.mode full_attention"),
         ({"summary": Variable(control_tokens="vocabulary")}, "the tokenizer has no token <sum>"),
         ({"summary": Variable(stop_mode="threshold")}, "compress_stop_threshold: needed by"),
-        ({"penalty_from": 2}, "model.penalty_from must be a share from 0 to below 1"),
+        ({"stops_from": 2}, "model.stops_from must be a share from 0 to below 1"),
         ({"truncate_bptt_segments": 0}, "truncate_bptt_segments: must be at least 1"),
     ],
 )

@@ -53,8 +53,9 @@ class AutoCompressor(Method):
         min_segment_length: Least tokens of a segment of random length; null: as few as the model's positions allow.
         segment_gradient_checkpointing: Compute all segments but the last of a substep again in the backward pass.
         truncate_bptt_segments: A summary gets gradients from so many segments after it, within its substep; null: all.
-        penalty_from: Share of the training steps before the length penalty of variable summaries begins; it is whole
-            half-way from there to the end. A penalty from the start stops loops whose vectors tell nothing yet.
+        stops_from: Share of the training steps before the stopping of variable summaries is trained and paid for. Until
+            then loops stop as often as at the start, whatever they read: a length that is paid for before vectors tell
+            anything falls to 0, and one that is free is soon sure never to stop.
         substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
             of each, as published.
         max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
@@ -87,7 +88,7 @@ class AutoCompressor(Method):
         min_segment_length: int | None = None,
         segment_gradient_checkpointing: bool = False,
         truncate_bptt_segments: int | None = 1,
-        penalty_from: float = 0.0,
+        stops_from: float = 0.0,
         substep_loss: Literal["tokens", "mean"] = "tokens",
         max_position_embeddings: int | None = None,
         base_arms: bool = True,
@@ -97,9 +98,9 @@ class AutoCompressor(Method):
         super().__init__(optim or Optim(lr=2e-5, warmup=1000, schedule="linear"), seed)
         self.base = backbone or Backbone()
         self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
-        if not 0 <= penalty_from < 1:
-            raise UserError(f"model.penalty_from must be a share from 0 to below 1, got {penalty_from}")
-        self.penalty_from = penalty_from
+        if not 0 <= stops_from < 1:
+            raise UserError(f"model.stops_from must be a share from 0 to below 1, got {stops_from}")
+        self.stops_from = stops_from
         if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
         self.max_position_embeddings = max_position_embeddings
@@ -182,6 +183,9 @@ class AutoCompressor(Method):
         """See `Method`: one piece for each substep of the block; the soft prompt goes from one to the next."""
         if self.full:
             return [lambda: self.step(batch)]
+        if self.stops_from and isinstance(self.summary, VariableSummary):
+            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            self.summary.trains_stops = done >= self.stops_from
         # The same lengths on every rank and in every batch that is accumulated.
         draws = seeds.generator(self.seed, self.trainer.global_step)
         substeps = self.cutting.substeps(batch["input_ids"].shape[1], draws)
@@ -241,7 +245,6 @@ class AutoCompressor(Method):
 
     def _loss(self, reading: Reading, labels: torch.Tensor, share: float = 1.0) -> StepOutput:
         total, count = self.compressor.loss(reading, labels)
-        penalty = reading.penalty * self._penalty_share()
         metrics = {}
         if reading.reports:
             lengths = [report.expected_length.detach()[report.active] for report in reading.reports]
@@ -249,14 +252,8 @@ class AutoCompressor(Method):
             metrics = {"vectors": every.sum() / max(len(every), 1)}
         if self.substep_loss == "mean" and self.training:
             # The base divides by the sum of counts, which is 1 for each batch.
-            return StepOutput(total / count.clamp(min=1) + penalty, torch.full_like(total, share), metrics)
-        return StepOutput(total + penalty * count, count, metrics)
-
-    def _penalty_share(self) -> float:
-        if not self.training or not self.penalty_from:
-            return 1.0
-        done = self.trainer.global_step / self.trainer.estimated_stepping_batches
-        return min(1.0, max(0.0, 2 * (done - self.penalty_from) / (1 - self.penalty_from)))
+            return StepOutput(total / count.clamp(min=1) + reading.penalty, torch.full_like(total, share), metrics)
+        return StepOutput(total + reading.penalty * count, count, metrics)
 
     # ------------------------------------------------------------------ evaluation
 

@@ -46,6 +46,9 @@ class VariableSummary(Summary):
 
     needs_cache = True
 
+    trains_stops = True
+    """Whether training changes when loops stop, and the length penalty counts."""
+
     def __init__(
         self,
         controls: Controls,
@@ -135,7 +138,11 @@ class VariableSummary(Summary):
         tokens, before = text.sum(-1), segment.prompt.lengths
         everywhere = torch.ones_like(before, dtype=torch.bool) if active is None else active
         z, stop_logit, kept = self._loop(stack, segment, first, everywhere, soft, generator)
+        paid = self.trains_stops or not self.training
         if soft:
+            if not paid:
+                # Gradients of 0 instead of none, for which other ranks would wait.
+                stop_logit = stop_logit.detach() + 0 * stop_logit
             log_gate = log_gates(stop_logit, self.gate)
             gate = log_gate.exp()
             if self.training and self.temperature:
@@ -148,7 +155,7 @@ class VariableSummary(Summary):
             most = int(kept.sum(-1).max())
             new = SoftPrompt((z * kept[..., None])[:, :most], kept[:, :most])
         expected = gate.sum(-1)
-        penalty = self.lam * expected / (tokens + self.alpha * before).clamp(min=1)
+        penalty = paid * self.lam * expected / (tokens + self.alpha * before).clamp(min=1)
         report = Report(
             z, stop_logit.sigmoid(), gate, expected, tokens, before, everywhere, penalty.masked_fill(~everywhere, 0)
         )
