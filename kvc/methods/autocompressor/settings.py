@@ -93,6 +93,8 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
     stopping, controls = summary.stopping, summary.controls
     if stopping.rule == "sample":
         raise UserError("stop_mode: the layout of the published AutoCompressors cannot hold sample")
+    if summary.steps is not None:
+        raise UserError("step_embeddings: the layout of the published AutoCompressors cannot hold them")
     fields |= {
         "sum_token_id": controls.sum_token_id,
         "eoc_token_id": controls.eoc_token_id,

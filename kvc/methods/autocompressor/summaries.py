@@ -53,6 +53,8 @@ class Variable:
         gate: How training weighs vectors by the probability that the loop gets to them.
         temperature: In training, stop at random with that probability instead, nearly hard at a low temperature such as
             0.3: without it a model can learn to undo the weights, and hard stops then take away what it relies on.
+        step_embeddings: Add a learned embedding to the input of each step of the loop. Without, a loop may go round between
+            two states, and only its first vectors tell anything.
         insertion: How `<sum>` gets behind a segment.
         control_tokens: `own`: beside the tables of the base model; `vocabulary`: rows of the tables, for a tokenizer
             that has `<sum>` and `<eoc>`. Both are trained whatever else is.
@@ -67,6 +69,7 @@ class Variable:
     min_length: int = 0
     gate: Gate = "after"
     temperature: float = 0.0
+    step_embeddings: bool = False
     insertion: Insertion = "append"
     control_tokens: Literal["own", "vocabulary"] = "own"
     stop_head: Literal["binary", "vocabulary"] = "binary"
@@ -85,6 +88,7 @@ class Variable:
             Stopping(rule, self.compress_stop_threshold, self.min_length),
             self.insertion,
             self.temperature,
+            table.weight.shape[1] if self.step_embeddings else None,
         )
 
 

@@ -39,6 +39,7 @@ class VariableSummary(Summary):
         stopping: The rule of inference; greedy if null.
         insertion: How `<sum>` gets into the text.
         temperature: Of the random stops of training, see `random_stops`; 0 draws none.
+        step_width: Width of embeddings that are added to the input of each step, in fp32; None for no such embeddings.
 
     Raises:
         UserError: If a value is out of range.
@@ -59,6 +60,7 @@ class VariableSummary(Summary):
         stopping: Stopping | None = None,
         insertion: Insertion = "append",
         temperature: float = 0.0,
+        step_width: int | None = None,
     ) -> None:
         super().__init__()
         if temperature < 0:
@@ -75,6 +77,7 @@ class VariableSummary(Summary):
         self.max_len, self.lam, self.alpha = compression_max_len, compression_lambda, compression_alpha
         self.gate: Gate = gate
         self.temperature = temperature
+        self.steps = None if step_width is None else nn.Parameter(torch.zeros(compression_max_len, step_width))
         self.stopping = stopping or Stopping()
         self.insertion: Insertion = insertion
 
@@ -191,6 +194,8 @@ class VariableSummary(Summary):
         vectors, logits, kept = [], [], []
         for step in range(self.max_len):
             # What rows without a summary read here is dropped.
+            if self.steps is not None:
+                z = z + self.steps[step]
             column = Columns.of_slots(z[:, None], None)
             z = stack.read(z[:, None].to(segment.prompt.vectors), column, segment.cache, held)[:, 0]
             held = held + column
