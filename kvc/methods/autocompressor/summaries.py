@@ -53,8 +53,8 @@ class Variable:
         gate: How training weighs vectors by the probability that the loop gets to them.
         temperature: In training, stop at random with that probability instead, nearly hard at a low temperature such as
             0.3: without it a model can learn to undo the weights, and hard stops then take away what it relies on.
-        step_embeddings: Add a learned embedding to the input of each step of the loop. Without, a loop may go round between
-            two states, and only its first vectors tell anything.
+        step_embeddings: Add a learned embedding to the input of each step of the loop. Without, a loop may go round
+            between two states, and only its first vectors tell anything.
         insertion: How `<sum>` gets behind a segment.
         control_tokens: `own`: beside the tables of the base model; `vocabulary`: rows of the tables, for a tokenizer
             that has `<sum>` and `<eoc>`. Both are trained whatever else is.
@@ -78,6 +78,7 @@ class Variable:
         """See `SummarySettings`."""
         rule: Rule = self.stop_mode or ("greedy" if self.compress_stop_threshold is None else "threshold")
         own = self.control_tokens == "own"
+        table: Any = model.get_input_embeddings()
         controls: Controls = OwnControls(model, self.stop_head) if own else _of_tables(model, tokenizer)
         return VariableSummary(
             controls,
