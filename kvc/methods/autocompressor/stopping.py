@@ -48,8 +48,8 @@ def random_stops(stop_logit: torch.Tensor, temperature: float) -> torch.Tensor:
 
     A model can undo a gate: norms scale a small vector up again, and attention logits grow against the logarithm of a
     small gate. It then keeps what it needs at an expected length near 0, and a hard stop takes it away. Under random
-    stops a vector of small gate is really missing nearly always. This is the binary concrete distribution (Maddison et
-    al. 2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
+    stops the gates of single draws are lower than on average. This is the binary concrete distribution (Maddison et al.
+    2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
 
     Args:
         stop_logit: Logit of p_t, fp32 `[B, T]`.
