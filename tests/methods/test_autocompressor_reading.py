@@ -7,11 +7,11 @@ import torch
 from autocompressor_tiny import ALL, adapted, base, fixed, padded, prompts_equal, variable
 
 from kvc.errors import UserError
-from kvc.methods.autocompressor.compressor import Compressor
+from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.controls import OwnControls, TableControls
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stopping import Stopping, log_gates, random_stops
+from kvc.methods.autocompressor.stopping import Stopping, log_gates, random_gates
 
 MAKERS: dict[str, Any] = {
     "accumulate": fixed,
@@ -275,42 +275,51 @@ def test_gates_are_products_of_survival() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("temperature", [0.1, 0.5])
-def test_random_stops_come_as_often_as_they_are_likely(temperature: float) -> None:
+@pytest.mark.parametrize("gate", ["after", "before", "log"])
+def test_random_gates_are_hard_and_as_often_open_as_expected(gate: Any) -> None:
     torch.manual_seed(0)
-    p = torch.tensor([0.1, 0.5, 0.8])
-    logit = p.logit().expand(20_000, -1).clone().requires_grad_()
-    drawn = random_stops(logit, temperature)
-    torch.testing.assert_close((drawn > 0).float().mean(0), p, atol=0.02, rtol=0)
-    sure = ((drawn.sigmoid() - 0.5).abs() > 0.45).float().mean()
-    assert sure > (0.85 if temperature == 0.1 else 0.4)
+    logit = torch.tensor([0.1, 0.5, 0.3]).logit().expand(20_000, -1).clone().requires_grad_()
     with torch.enable_grad():
-        random_stops(logit, temperature).sigmoid().sum().backward()
-    assert float((logit.grad > 0).float().mean()) > 0.5
+        log_gate, kept = random_gates(logit, gate, 0.5)
+        (log_gate * kept).sum().backward()
+    assert not log_gate.any()
+    torch.testing.assert_close(kept.float().mean(0), log_gates(logit[:1], gate).exp()[0], atol=0.02, rtol=0)
+    assert bool((kept[:, 1:] <= kept[:, :-1]).all())
+    # A gate grows as the logits of the stops before it fall.
+    assert bool((logit.grad <= 0).all())
+    assert bool(logit.grad[:, 0].any())
 
 
 @pytest.mark.parametrize("gate", ["after", "before", "log"])
-def test_random_stops_weigh_vectors_in_training_alone(gate: Any) -> None:
+def test_random_stops_leave_vectors_out_in_training_alone(gate: Any) -> None:
     ids = torch.randint(3, 64, (200, 9), generator=torch.Generator().manual_seed(5))
-    compressor = variable(gate=gate, temperature=0.1)
+    compressor = variable(gate=gate, temperature=0.5)
 
-    def weights() -> tuple[torch.Tensor, torch.Tensor]:
+    def read() -> Reading:
         torch.manual_seed(0)
-        reading = compressor.read(ids, output_softprompt=True, soft=True)
-        (report,) = reading.reports
-        if gate == "log":
-            return report.gate, reading.prompt.log_gate.exp()
-        found = reading.prompt.vectors.norm(dim=-1) / report.z.norm(dim=-1)
-        return report.gate, found
+        return compressor.read(ids, output_softprompt=True, soft=True)
 
-    expected, used = weights()
-    torch.testing.assert_close(used, expected, rtol=1e-4, atol=1e-5)
+    soft = read()
+    assert soft.prompt.mask is None
     compressor.summary.train()
-    again, drawn = weights()
-    torch.testing.assert_close(again, expected)
-    certain = ((drawn < 0.1) | (drawn > 0.9)).float().mean()
-    assert certain > 0.8
-    torch.testing.assert_close(drawn.mean(0), expected.mean(0), atol=0.12, rtol=0)
+    drawn = read()
+    (before,), (after,) = soft.reports, drawn.reports
+    torch.testing.assert_close(after.gate, before.gate)
+    kept = drawn.prompt.mask
+    assert kept is not None
+    torch.testing.assert_close(kept.float().mean(0), before.gate.mean(0), atol=0.12, rtol=0)
+    torch.testing.assert_close(drawn.prompt.vectors, after.z * kept[..., None])
+    # What follows reads what it would read after hard stops at the same places.
+    row = int((kept.sum(-1) == 2).nonzero()[0])
+    hard = SoftPrompt(after.z[row : row + 1, :2])
+    ours = compressor.read(ids[:1], softprompt=row_of(drawn.prompt, row)).hidden
+    torch.testing.assert_close(ours, compressor.read(ids[:1], softprompt=hard).hidden, rtol=1e-4, atol=1e-5)
+
+
+def row_of(prompt: SoftPrompt, row: int) -> SoftPrompt:
+    part = slice(row, row + 1)
+    gate = None if prompt.log_gate is None else prompt.log_gate[part]
+    return SoftPrompt(prompt.vectors[part], None if prompt.mask is None else prompt.mask[part], gate)
 
 
 def test_a_log_gate_of_one_is_none_and_of_zero_is_no_vector() -> None:

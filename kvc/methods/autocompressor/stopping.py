@@ -43,23 +43,30 @@ def log_gates(stop_logit: torch.Tensor, gate: Gate) -> torch.Tensor:
     return survived
 
 
-def random_stops(stop_logit: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits of stops that are nearly 0 or 1, drawn with the probabilities p_t, and that carry gradients.
+def random_gates(stop_logit: torch.Tensor, gate: Gate, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gates of random hard stops, with the gradients of relaxed ones (straight through).
 
-    A model can undo a gate: norms scale a small vector up again, and attention logits grow against the logarithm of a
-    small gate. It then keeps what it needs at an expected length near 0, and a hard stop takes it away. Under random
-    stops the gates of single draws are lower than on average. This is the binary concrete distribution (Maddison et al.
-    2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
+    A model can undo a soft gate: norms scale a small vector up again, and attention logits grow against the logarithm
+    of a small gate. It then keeps what it needs at an expected length near 0, and a hard stop takes it away. A vector
+    that a draw leaves out is really missing. The gradients are those of the binary concrete distribution (Maddison et
+    al. 2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
 
     Args:
         stop_logit: Logit of p_t, fp32 `[B, T]`.
-        temperature: The lower, the nearer to 0 and 1.
+        gate: See `Gate`.
+        temperature: Of the relaxed draws that give the gradients.
 
     Returns:
-        fp32 `[B, T]`.
+        Logarithm of the gates of the vectors that are kept, fp32 `[B, T]`: 0, but with gradients; and which ones these
+        are, bool `[B, T]`.
     """
     uniform = torch.rand_like(stop_logit).clamp(1e-6, 1 - 1e-6)
-    return (stop_logit + uniform.logit()) / temperature
+    drawn = (stop_logit + uniform.logit()) / temperature
+    relaxed = log_gates(drawn, gate)
+    ended = (drawn > 0).cumsum(-1) > 0
+    if gate == "before":
+        ended = F.pad(ended[:, :-1], (1, 0))
+    return relaxed - relaxed.detach(), ~ended
 
 
 class Stopping:

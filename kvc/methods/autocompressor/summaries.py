@@ -51,8 +51,8 @@ class Variable:
         stop_mode: Rule of inference; null: `threshold` if there is one, else `greedy`.
         min_length: Vectors of a segment at least, at inference.
         gate: How training weighs vectors by the probability that the loop gets to them.
-        temperature: In training, draw stops at random with that probability, the nearer to hard the lower the
-            temperature; 0 draws none. See `stopping.random_stops`.
+        temperature: In training, draw hard stops at random with that probability; this is the temperature of the
+            relaxed draws that give the gradients, see `stopping.random_gates`. 0 draws none.
         step_embeddings: Add a learned embedding to the input of each step of the loop. Without, a loop may go round
             between two states, and only its first vectors tell anything.
         insertion: How `<sum>` gets behind a segment.

@@ -18,7 +18,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Head, Stack
-from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, log_gates, random_stops
+from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, log_gates, random_gates
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
 Insertion = Literal["append", "overwrite", "given"]
@@ -38,7 +38,7 @@ class VariableSummary(Summary):
         gate: How training weighs vectors.
         stopping: The rule of inference; greedy if null.
         insertion: How `<sum>` gets into the text.
-        temperature: Of the random stops of training, see `random_stops`; 0 draws none.
+        temperature: Of the random stops of training, see `random_gates`; 0 draws none.
         step_width: Width of embeddings that are added to the input of each step, in fp32; None for no such embeddings.
 
     Raises:
@@ -148,10 +148,14 @@ class VariableSummary(Summary):
                 stop_logit = stop_logit.detach() + 0 * stop_logit
             log_gate = log_gates(stop_logit, self.gate)
             gate = log_gate.exp()
-            if self.training and self.temperature:
-                log_gate = log_gates(random_stops(stop_logit, self.temperature), self.gate)
             mask = None if active is None else active[:, None].expand(-1, z.shape[1])
-            vectors = z if self.gate == "log" else log_gate.exp()[..., None].to(z.dtype) * z
+            if self.training and self.temperature:
+                log_gate, drawn = random_gates(stop_logit, self.gate, self.temperature)
+                mask = drawn if mask is None else mask & drawn
+                z_kept = z * drawn[..., None]
+            else:
+                z_kept = z
+            vectors = z_kept if self.gate == "log" else log_gate.exp()[..., None].to(z.dtype) * z_kept
             new = SoftPrompt(vectors, mask, log_gate if self.gate == "log" else None)
         else:
             gate = kept.float()
