@@ -12,7 +12,8 @@ from kvc.errors import UserError
 from kvc.runs import flatten
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-EXPERIMENTS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name not in {"trainer", "backbone", "model"}]
+PARTS = {"trainer", "backbone", "model", "data"}
+EXPERIMENTS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.parent.name not in PARTS]
 
 
 def write(folder, **files):

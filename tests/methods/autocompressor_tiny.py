@@ -76,7 +76,11 @@ def variable(
 ) -> Compressor:
     """Variable length, with stopping probabilities that are neither 0 nor 1."""
     model = kwargs.pop("model", None) or base(family)
-    settings = {name: kwargs.pop(name) for name in ("insertion", "compression_lambda", "temperature") if name in kwargs}
+    settings = {
+        name: kwargs.pop(name)
+        for name in ("insertion", "compression_lambda", "temperature", "step_width")
+        if name in kwargs
+    }
     controls = kwargs.pop("controls", None) or OwnControls(model, stop_bias=BIAS.get(family, -0.5))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
