@@ -13,7 +13,11 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 def recipe(*settings: str) -> list[str]:
     """The commands that it would run, without those of the installation."""
     done = subprocess.run(
-        ["make", "-n", "autocompressor", *settings], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "autocompressor", *settings],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = done.stdout.replace("\\\n", " ").splitlines()
     return lines[next(i for i, line in enumerate(lines) if line.startswith("test $((")) :]
