@@ -19,9 +19,11 @@ SYNTHETIC = "synthetic:documents"
 SHORT = "synthetic:short_documents"
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 GENERATOR_VERSION = 2
-LESSONS = (4, 2, 1)
+LESSONS = (8, 4, 2, 1)
 """How many short documents a row of each lesson holds, in half a block: vectors stand for less text there, so a step
 costs as much as one of whole blocks."""
+SHORTEST = 32
+"""Tokens of a short document that tells and reminds of something."""
 LESSON_ROWS = 64
 """Rows of training of which a lesson has a multiple, so that all ranks go on to the next in the same step."""
 
@@ -34,7 +36,7 @@ class Documents(KvcDataModule):
 
     Batch: `id` `[B]`; `input_ids`, `attention_mask` and `labels` `[B, T]`, T = `block_size`, padded on the right with
     labels -100. Synthetic documents add `answer` bool `[B, T]`, tokens that earlier facts tell, and `fact` bool
-    `[B, T]`, the last token of each fact.
+    `[B, T]`, the last token of each fact; batches of lessons also `halves`, True `[B]`.
 
     Args:
         path: `synthetic:documents`, `synthetic:short_documents`, a text or JSONL file, a folder of them, a folder saved
@@ -48,8 +50,9 @@ class Documents(KvcDataModule):
         counts: Numbers of synthetic documents for train, val and test.
         closing: Tokens, at least, of the last section of a synthetic document, which reminds of early facts; null: a
             quarter of the block.
-        lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: of an
-            eighth, a quarter and half a block.
+        lessons: Share of the synthetic training rows, from the first on, that hold short documents, which grow: of a
+            sixteenth, an eighth, a quarter and half a block, as far as that is 32 tokens. Batches of them have the key
+            `halves`: one half tells, the other reminds.
         other_targets: In lessons, share of the tokens that no earlier fact tells which are targets. These are nine
             tokens in ten, and drown the rest as long as the rest is not learned.
         data_seed: Seed of the synthetic documents.
@@ -165,13 +168,9 @@ class Documents(KvcDataModule):
             rows: Rows of the training split; all of them if None.
         """
         rows = min(self.counts[0], self.limits["train"] or self.counts[0]) if rows is None else rows
-        each = round(rows * self.lessons / len(LESSONS) / LESSON_ROWS) * LESSON_ROWS
-        return [self.block_size // 2 // count for count in LESSONS for _ in range(each)][:rows]
-
-    @property
-    def training_sizes(self) -> list[int]:
-        """All sizes of the blocks that a training step may see."""
-        return [self.block_size, *(sorted(set(self.lesson_sizes())) if self.synthetic else [])]
+        sizes = [size for count in LESSONS if (size := self.block_size // 2 // count) >= SHORTEST]
+        each = round(rows * self.lessons / max(len(sizes), 1) / LESSON_ROWS) * LESSON_ROWS
+        return [size for size in sizes for _ in range(each)][:rows]
 
     def _read(self, tokenizer: Any, path: str, source: Corpus) -> dict[Split, Any]:
         lacking = [split for split in SPLITS if split not in source.parts]
@@ -252,7 +251,8 @@ class Documents(KvcDataModule):
         batch = {key: value[:, : self.block_size // 2] for key, value in self._collate(items).items() if key != "id"}
         apart = {key: value.reshape(-1, size) for key, value in batch.items()}
         numbers = torch.tensor([index for index, _ in items])
-        return {"id": numbers.repeat_interleave(self.block_size // 2 // size), **apart}
+        halves = torch.ones(len(apart["input_ids"]), dtype=torch.bool)
+        return {"id": numbers.repeat_interleave(self.block_size // 2 // size), "halves": halves, **apart}
 
     def _collate(self, items: list[tuple[int, Block]]) -> dict[str, torch.Tensor]:
         blocks = [block for _, block in items]

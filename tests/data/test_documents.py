@@ -178,25 +178,25 @@ def test_short_documents_are_told_in_one_half_and_reminded_of_in_the_other() -> 
 
 
 def test_lessons_come_first_and_grow() -> None:
-    data = made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=16)
+    data = made(block_size=512, counts=(272, 2, 2), lessons=0.94, batch_size=16)
     batches = list(data.train_dataloader())
     shapes = [tuple(batch["input_ids"].shape) for batch in batches]
-    assert shapes == [(64, 64)] * 4 + [(32, 128)] * 4 + [(16, 256)] * 4 + [(16, 512)]
-    assert data.training_sizes == [512, 64, 128, 256]
+    assert shapes == [(128, 32)] * 4 + [(64, 64)] * 4 + [(32, 128)] * 4 + [(16, 256)] * 4 + [(16, 512)]
+    assert ["halves" in batch for batch in batches] == [True] * 16 + [False]
     order = [number for batch in batches for number in dict.fromkeys(batch["id"].tolist())]
-    for start, stop in ((0, 64), (64, 128), (128, 192), (192, 208)):
+    for start, stop in ((0, 64), (64, 128), (128, 192), (192, 256), (256, 272)):
         assert sorted(order[start:stop]) == list(range(start, stop)) != order[start:stop]
-    other = made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=16, seed=7)
+    other = made(block_size=512, counts=(272, 2, 2), lessons=0.94, batch_size=16, seed=7)
     assert order[:16] != next(iter(other.train_dataloader()))["id"].unique_consecutive().tolist()
     bos = Backbone().load_tokenizer().bos_token_id
     for batch in batches:
         assert bool((batch["input_ids"][:, 0] == bos).all())
         assert not bool((batch["input_ids"][:, 1:] == bos).any())
-        assert {key: value.shape for key, value in batch.items() if key != "id"} == dict.fromkeys(
-            (key for key in batch if key != "id"), batch["input_ids"].shape
+        assert {key: value.shape for key, value in batch.items() if key not in {"id", "halves"}} == dict.fromkeys(
+            (key for key in batch if key not in {"id", "halves"}), batch["input_ids"].shape
         )
     assert tuple(next(iter(data.val_dataloader()))["input_ids"].shape) == (2, 512)
-    ranks = [made(block_size=512, counts=(208, 2, 2), lessons=0.92, batch_size=8) for _ in range(2)]
+    ranks = [made(block_size=512, counts=(272, 2, 2), lessons=0.94, batch_size=8) for _ in range(2)]
     for rank, part in enumerate(ranks):
         part.trainer.world_size, part.trainer.global_rank = 2, rank
     for whole, *parts in zip(batches, *(part.train_dataloader() for part in ranks)):
@@ -206,7 +206,7 @@ def test_lessons_come_first_and_grow() -> None:
 
 
 def test_other_targets_are_thinned_out_in_lessons_alone() -> None:
-    few, every = (made(block_size=512, counts=(200, 2, 2), lessons=0.9, other_targets=t) for t in (0.1, 1.0))
+    few, every = (made(block_size=512, counts=(300, 2, 2), lessons=0.85, other_targets=t) for t in (0.1, 1.0))
     kept = total = 0
     for index in range(20):
         block, whole = few.parts["train"][index], every.parts["train"][index]
@@ -217,7 +217,7 @@ def test_other_targets_are_thinned_out_in_lessons_alone() -> None:
         kept += int(target[~block["answer"]].sum())
         total += int((~block["answer"]).sum())
     assert 0.08 < kept / total < 0.12
-    for split, index in (("train", 199), ("test", 0)):
+    for split, index in (("train", 299), ("test", 0)):
         block = few.parts[split][index]
         assert torch.equal(block["labels"], block["input_ids"])
     assert few.data_hash() != every.data_hash()
@@ -254,7 +254,7 @@ def test_batches_of_an_epoch_hold_every_block_once() -> None:
         ({"closing": 512}, "data.closing must be smaller"),
         ({"split": (0.5, 0.1, 0.1)}, "data.split must be three shares"),
         ({"lessons": 1.5}, "data.lessons must be a share from 0 to 1"),
-        ({"lessons": 0.5, "block_size": 500}, "data.lessons: data.block_size must be a multiple of 16"),
+        ({"lessons": 0.5, "block_size": 500}, "data.lessons: data.block_size must be a multiple of 32"),
         ({"path": "short.txt", "lessons": 0.5}, "data.lessons: only synthetic documents"),
         ({"other_targets": 0.5}, "data.other_targets has no effect without data.lessons"),
         ({"limits": (-1, 0, 0)}, "data.limits must not be negative"),

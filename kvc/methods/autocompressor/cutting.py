@@ -84,6 +84,11 @@ class Cutting:
         return [Substep(start, stop, even(stop - start, self.segments)) for start, stop in pairwise(edges)]
 
 
+def halves(tokens: int) -> list[Substep]:
+    """One substep of two equal segments."""
+    return [Substep(0, tokens, even(tokens, 2))]
+
+
 def even(tokens: int, parts: int) -> list[int]:
     """Lengths that differ by at most 1 and sum to `tokens`."""
     edges = [tokens * k // parts for k in range(parts + 1)]

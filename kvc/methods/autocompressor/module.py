@@ -18,7 +18,7 @@ from kvc.core.results import Summary
 from kvc.errors import UserError
 from kvc.methods.autocompressor.checkpoint import summary_table
 from kvc.methods.autocompressor.compressor import Compressor, Reading
-from kvc.methods.autocompressor.cutting import Cutting, even
+from kvc.methods.autocompressor.cutting import Cutting, even, halves
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.in_context import choice_arms, choose, summarize_choices
@@ -39,7 +39,7 @@ class AutoCompressor(Method):
 
     A training step runs the substeps of a block one after the other: the gradient of each is added before the next
     begins, and only the numbers of the soft prompt pass from one to the next. The first token of a substep is not
-    predicted.
+    predicted. A batch with the key `halves` is read as two equal segments instead.
 
     Args:
         backbone: Base model.
@@ -166,9 +166,9 @@ class AutoCompressor(Method):
     def setup(self, stage: str) -> None:
         """Check that the blocks are long enough."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if "gold" not in data.gives:
-            for tokens in getattr(data, "training_sizes", []):
-                self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
+        tokens = getattr(data, "block_size", None)
+        if tokens is not None and "gold" not in data.gives:
+            self.cutting.substeps(tokens, seeds.generator(self.seed, 0))
 
     def as_model(self) -> AutoCompressorModel:
         """The same weights under the names of the paper's code: `compress_context`, `generate`, `save_pretrained`."""
@@ -188,7 +188,8 @@ class AutoCompressor(Method):
             self.summary.trains_stops = done >= self.stops_from
         # The same lengths on every rank and in every batch that is accumulated.
         draws = seeds.generator(self.seed, self.trainer.global_step)
-        substeps = self.cutting.substeps(batch["input_ids"].shape[1], draws)
+        tokens = batch["input_ids"].shape[1]
+        substeps = halves(tokens) if "halves" in batch else self.cutting.substeps(tokens, draws)
         readings = substep_readings(self.compressor, substeps, batch["input_ids"], batch["attention_mask"])
         return [
             lambda r=read, s=substep: self._loss(r(), batch["labels"][:, s.columns], 1 / len(substeps))  # type: ignore[misc]
