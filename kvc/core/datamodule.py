@@ -145,6 +145,16 @@ class KvcDataModule(LightningDataModule):
         )
 
 
+def check_split(split: tuple[float, float, float]) -> None:
+    """Refuse shares of train, val and test that are none.
+
+    Raises:
+        UserError: If one is negative, or they do not add up to 1.
+    """
+    if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
+        raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+
+
 class Rows:
     """A list as a dataset.
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Split, check_split
 from kvc.core.files import digest
 from kvc.data.prompts import Template, render_prompt
 from kvc.data.traces import Trace, filter_valid, load_traces, synthetic_traces
@@ -97,8 +97,7 @@ class CompTraces(KvcDataModule):
             if not 0 < train_ratio < 1:
                 raise UserError(f"data.train_ratio must lie between 0 and 1, got {train_ratio}")
             split = (train_ratio, (1 - train_ratio) / 2, (1 - train_ratio) / 2)
-        if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
-            raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        check_split(split)
         if min(counts) < 0:
             raise UserError(f"data.counts must not be negative, got {list(counts)}")
         if not 1 <= steps[0] <= steps[1]:

@@ -8,7 +8,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Split, check_split
 from kvc.core.files import digest
 from kvc.data.blocks import PAD_LABEL, Block, Joined, PackedTexts, Part, TokenRows
 from kvc.data.corpus import Corpus, load_corpus
@@ -85,8 +85,7 @@ class Documents(KvcDataModule):
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
         if block_size < 2:
             raise UserError(f"data.block_size must be at least 2 tokens, got {block_size}")
-        if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
-            raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        check_split(split)
         for name, numbers in (("limits", limits), ("counts", counts)):
             if min(numbers) < 0:
                 raise UserError(f"data.{name} must not be negative, got {list(numbers)}")

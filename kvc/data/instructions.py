@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Split, check_split
 from kvc.core.files import digest
 from kvc.data.parts import KEYS, PARTS, collate_parts
 from kvc.data.rouge import Rouge, rouge
@@ -119,8 +119,7 @@ class Instructions(KvcDataModule):
         seed: int = seeds.DEFAULT_SEED,
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
-        if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
-            raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        check_split(split)
         if max_length < 2:
             raise UserError(f"data.max_length must be at least 2, got {max_length}")
         if stemmer:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Split, check_split
 from kvc.core.files import digest
 from kvc.data.answers import extract_answer, final_answer, same_answer
 from kvc.data.parts import KEYS, PARTS, collate_parts
@@ -100,7 +100,7 @@ class _Problems(KvcDataModule):
 
     def problems(self, split: Split) -> list[Problem]:
         """Problems of a split."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no problems")
 
     def has_split(self, split: Split) -> bool:
         """Whether the split holds a problem."""
@@ -241,8 +241,7 @@ class SolvedProblems(_Problems):
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
         if shots < 1:
             raise UserError(f"data.shots must be at least 1, got {shots}")
-        if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
-            raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        check_split(split)
         self.path, self.eval_path, self.shots, self.split = path, eval_path, shots, split
         self.limit, self.data_seed = limit, data_seed
 

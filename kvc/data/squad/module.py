@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from kvc.core import seeds
-from kvc.core.datamodule import KvcDataModule, Split
+from kvc.core.datamodule import KvcDataModule, Split, check_split
 from kvc.core.files import digest
 from kvc.data.parts import KEYS, PARTS, collate_parts
 from kvc.data.squad.encoding import Encoded, cut, encode, whole_prompt, window
@@ -83,8 +83,7 @@ class Squad(KvcDataModule):
     ) -> None:
         super().__init__(batch_size, eval_batch_size, num_workers, shuffle=True, seed=seed)
         synthetic = path == SYNTHETIC
-        if abs(sum(split) - 1) > 1e-6 or min(split) < 0:
-            raise UserError(f"data.split must be three shares that add up to 1, got {list(split)}")
+        check_split(split)
         if counts is not None and min(counts) < 0:
             raise UserError(f"data.counts must not be negative, got {list(counts)}")
         if eval_path is not None and (synthetic or path.startswith(HUB)):
