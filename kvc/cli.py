@@ -468,6 +468,7 @@ def quiet() -> None:
         r".*does not have many workers.*",
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+        r".*`is_gradient_checkpointing` is deprecated.*",
         r".*Found \d+ module\(s\) in eval mode.*",
         r".*LightningCLI's args parameter.*",
         r".*number of training batches \(\d+\) is smaller than the logging interval.*",
