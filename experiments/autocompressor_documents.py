@@ -50,7 +50,7 @@ def label(folder: Path) -> str:
     else:
         name = f"up to {settings['compression_max_len']} vectors, gate {settings['gate']}"
         name += f", lambda {settings['compression_lambda']:g}"
-        name += f", random stops {settings['temperature']:g}" if settings["temperature"] else ""
+        name += ", drawn" if model["stop_draws"] else ""
     name += ", random segments" if model["randomize_substeps"] else ""
     return name + (f", {model['training_substeps']} substeps" if model["training_substeps"] > 1 else "")
 

@@ -35,9 +35,9 @@ SOFT = "soft"
 
 
 def settings_of(name: str) -> tuple[int, str, float]:
-    """Most vectors, gate and lambda of a label."""
-    most, gate, weight = name.split(", ")[:3]
-    return int(most.split()[2]), gate.removeprefix("gate "), float(weight.removeprefix("lambda "))
+    """Most vectors, gate and lambda of a label; the gate says too whether stops were drawn in training."""
+    most, gate, weight, *drawn = name.split(", ")
+    return int(most.split()[2]), " ".join([gate.removeprefix("gate "), *drawn]), float(weight.removeprefix("lambda "))
 
 
 def segments(items: list[Item], name: str) -> list[list[dict[str, float]]]:
@@ -108,10 +108,8 @@ def picture(rows: dict[str, dict[str, Any]], nothing: Value, full: Value) -> Fig
     """Loss against vectors along lambda, and vectors against facts."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for gate in ("after", "before", "log"):
+    for gate in sorted({settings_of(name)[1] for name in rows}):
         names = sorted((n for n in rows if settings_of(n)[1] == gate), key=lambda n: settings_of(n)[2])
-        if not names:
-            continue
         xs, ys = ([rows[name][key] for name in names] for key in ("vectors", "loss"))
         bars = [
             [[abs(v.value - (v.low or v.value)), abs((v.high or v.value) - v.value)] for v in side] for side in (xs, ys)

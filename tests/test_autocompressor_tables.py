@@ -23,7 +23,14 @@ def scores(loss: float, right: int = 1, share: float = 0.1) -> dict[str, Any]:
 def run(folder: Path, seed: int, arms: dict[str, float], vectors: list[int] | None = None, **model: Any) -> str:
     """Twelve documents with the losses of `arms`, a little higher in every second one."""
     (folder / "eval" / "test").mkdir(parents=True)
-    settings = {"mode": "compress", "randomize_substeps": False, "training_substeps": 1, "summary": None, **model}
+    settings = {
+        "mode": "compress",
+        "randomize_substeps": False,
+        "stop_draws": 0,
+        "training_substeps": 1,
+        "summary": None,
+        **model,
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": settings}}))
     (folder / "result.json").write_text(json.dumps({"seed": seed, "data": {"hash": "one"}}))
     records = [
@@ -87,7 +94,7 @@ def test_lengths_by_facts_and_hard_stops_beside_soft(tmp_path: Path, capsys: pyt
     folders = []
     for seed, made in ((1, [0, 1, 3, 4]), (2, [0, 1, 1, 6])):
         arms = {"method": 1.4, "no_context": 2.1, "full": 1.1, "soft": 1.3}
-        variable = {"compression_max_len": 8, "gate": "log", "compression_lambda": 2.0, "temperature": 0.0}
+        variable = {"compression_max_len": 8, "gate": "log", "compression_lambda": 2.0}
         folders += [
             *controls(tmp_path, seed),
             run(tmp_path / f"ours-{seed}", seed, arms, made, summary=summary("Variable", **variable)),

@@ -8,9 +8,11 @@ from autocompressor_tiny import variable
 
 from kvc.errors import UserError
 from kvc.methods.autocompressor.compressor import Reading
+from kvc.methods.autocompressor.draws import stop_loss
 from kvc.methods.autocompressor.settings import parts_of
 from kvc.methods.autocompressor.softprompt import SoftPrompt
-from kvc.methods.autocompressor.stopping import log_gates, random_gates
+from kvc.methods.autocompressor.stopping import draw_stops, log_gates
+from kvc.methods.autocompressor.summary import Report
 
 
 def test_gates_are_products_of_survival() -> None:
@@ -24,24 +26,24 @@ def test_gates_are_products_of_survival() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("gate", ["after", "before", "log"])
-def test_random_gates_are_hard_and_as_often_open_as_expected(gate: Any) -> None:
+def test_stops_are_drawn_as_often_as_expected(gate: Any) -> None:
     torch.manual_seed(0)
-    logit = torch.tensor([0.1, 0.5, 0.3]).logit().expand(20_000, -1).clone().requires_grad_()
-    with torch.enable_grad():
-        log_gate, kept = random_gates(logit, gate, 0.5)
-        (log_gate * kept).sum().backward()
-    assert not log_gate.any()
-    torch.testing.assert_close(kept.float().mean(0), log_gates(logit[:1], gate).exp()[0], atol=0.02, rtol=0)
+    logit = torch.tensor([0.1, 0.5, 0.3]).logit()
+    kept, chance = draw_stops(logit.expand(20_000, -1), gate)
+    torch.testing.assert_close(kept.float().mean(0), log_gates(logit[None], gate).exp()[0], atol=0.02, rtol=0)
     assert bool((kept[:, 1:] <= kept[:, :-1]).all())
-    # A gate grows as the logits of the stops before it fall.
-    assert bool((logit.grad <= 0).all())
-    assert bool(logit.grad[:, 0].any())
+    # The probability of a draw is how often it was drawn.
+    lengths = kept.sum(-1)
+    for length in lengths.unique():
+        (of_one,) = chance[lengths == length].unique().exp()
+        torch.testing.assert_close((lengths == length).float().mean(), of_one, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("gate", ["after", "before", "log"])
-def test_random_stops_leave_vectors_out_in_training_alone(gate: Any) -> None:
+def test_drawn_stops_leave_vectors_out_in_training_alone(gate: Any) -> None:
     ids = torch.randint(3, 64, (200, 9), generator=torch.Generator().manual_seed(5))
-    compressor = variable(gate=gate, temperature=0.5)
+    compressor = variable(gate=gate)
+    compressor.summary.draws_stops = True
 
     def read() -> Reading:
         torch.manual_seed(0)
@@ -52,16 +54,43 @@ def test_random_stops_leave_vectors_out_in_training_alone(gate: Any) -> None:
     compressor.summary.train()
     drawn = read()
     (before,), (after,) = soft.reports, drawn.reports
+    assert before.chance is None
     torch.testing.assert_close(after.gate, before.gate)
     kept = drawn.prompt.mask
     assert kept is not None
     torch.testing.assert_close(kept.float().mean(0), before.gate.mean(0), atol=0.12, rtol=0)
-    torch.testing.assert_close(drawn.prompt.vectors, after.z * kept[..., None])
     # What follows reads what it would read after hard stops at the same places.
     row = int((kept.sum(-1) == 2).nonzero()[0])
     hard = SoftPrompt(after.z[row : row + 1, :2])
     ours = compressor.read(ids[:1], softprompt=row_of(drawn.prompt, row)).hidden
     torch.testing.assert_close(ours, compressor.read(ids[:1], softprompt=hard).hidden, rtol=1e-4, atol=1e-5)
+
+
+def test_drawn_stops_give_the_gradient_of_the_expected_loss() -> None:
+    # Two steps that end with 0, 1 or 2 vectors, each with probability 1/3: all pairs of draws are the expectation.
+    cost = torch.tensor([2.0, 0.5, 0.3])
+    logit = torch.tensor([1 / 3, 1 / 2]).logit().requires_grad_()
+    survived = torch.nn.functional.logsigmoid(-logit).cumsum(0)
+    chances = torch.stack(
+        [torch.nn.functional.logsigmoid(logit[0]), survived[0] + torch.nn.functional.logsigmoid(logit[1]), survived[1]]
+    )
+    (expected,) = torch.autograd.grad((chances.exp() * cost).sum(), logit, retain_graph=True)
+    made = torch.cartesian_prod(torch.arange(3), torch.arange(3)).flatten()
+    # Columns 0-2 are the first segment, whose loss a stop after it does not change, and neither that of its successor.
+    losses, scored = torch.zeros(18, 5), torch.ones(18, 5, dtype=torch.bool)
+    losses[:, :3] = torch.arange(18.0)[:, None]
+    losses[:, 3], losses[:, 4] = cost[made] / 4, cost[made] * 3 / 4
+    scored[:, 1] = False
+    reading = Reading(
+        torch.zeros(18, 6, 1), SoftPrompt.empty(torch.zeros(18, 1, 1)), [3, 3], None, [drew(chances[made])]
+    )
+    total = stop_loss(reading, losses[scored], scored, copies=2)
+    torch.testing.assert_close(torch.autograd.grad(total / len(made), logit)[0], expected)
+
+
+def drew(chance: torch.Tensor) -> Report:
+    nothing = torch.zeros(len(chance))
+    return Report(nothing, nothing, nothing, nothing, nothing, nothing, nothing.bool(), nothing, chance)
 
 
 def row_of(prompt: SoftPrompt, row: int) -> SoftPrompt:

@@ -177,10 +177,19 @@ class Compressor:
         Returns:
             Sum over targets and their number, both scalar. Without the length penalty.
         """
+        losses, chosen = self.losses(reading, labels)
+        return losses.sum(), chosen.sum()
+
+    def losses(self, reading: Reading, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `loss`, of each target.
+
+        Returns:
+            fp32 `[targets]`, and where they are: bool `[B, L - 1]`, from the second token on.
+        """
         labels = masked_labels(reading, labels)[:, 1:]
         chosen = labels != IGNORED
         logits = self.logits(reading.hidden[:, :-1][chosen]).float()
-        return F.cross_entropy(logits, labels[chosen], reduction="sum"), chosen.sum()
+        return F.cross_entropy(logits, labels[chosen], reduction="none"), chosen
 
     def _segment(
         self,

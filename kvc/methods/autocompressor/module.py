@@ -19,6 +19,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.checkpoint import summary_table
 from kvc.methods.autocompressor.compressor import Compressor, Reading
 from kvc.methods.autocompressor.cutting import Cutting, even, halves
+from kvc.methods.autocompressor.draws import stop_loss
 from kvc.methods.autocompressor.evaluation import Arm, arms_of, last_segment
 from kvc.methods.autocompressor.fixed import FixedSummary
 from kvc.methods.autocompressor.in_context import choice_arms, choose, summarize_choices
@@ -56,6 +57,9 @@ class AutoCompressor(Method):
         stops_from: Share of the training steps before the stopping of variable summaries is trained and paid for. Until
             then loops stop as often as at the start, whatever they read: a length that is paid for before vectors tell
             anything falls to 0, and one that is free is soon sure never to stop.
+        stop_draws: Read each document of a training batch so many times, 2 or more, with hard stops that are drawn at
+            random: summaries learn to be of any length, and stops by which draw was best. 0: once, with the soft gates
+            of `summary`, as published.
         substep_loss: `tokens`: the loss per token of all substeps; `mean`: the sum over substeps of the loss per token
             of each, as published.
         max_position_embeddings: Extend OPT's table of positions; null leaves it. Evaluations read the full text only
@@ -89,6 +93,7 @@ class AutoCompressor(Method):
         segment_gradient_checkpointing: bool = False,
         truncate_bptt_segments: int | None = 1,
         stops_from: float = 0.0,
+        stop_draws: int = 0,
         substep_loss: Literal["tokens", "mean"] = "tokens",
         max_position_embeddings: int | None = None,
         base_arms: bool = True,
@@ -100,7 +105,9 @@ class AutoCompressor(Method):
         self.full, self.substep_loss, self.base_arms = mode == "full_attention", substep_loss, base_arms
         if not 0 <= stops_from < 1:
             raise UserError(f"model.stops_from must be a share from 0 to below 1, got {stops_from}")
-        self.stops_from = stops_from
+        if stop_draws < 0 or stop_draws == 1:
+            raise UserError(f"model.stop_draws must be 0, or 2 or more, to compare with each other, got {stop_draws}")
+        self.stops_from, self.stop_draws = stops_from, stop_draws
         if self.full and summary is not None:
             raise UserError("model.summary: has no effect with model.mode full_attention")
         self.max_position_embeddings = max_position_embeddings
@@ -183,9 +190,11 @@ class AutoCompressor(Method):
         """See `Method`: one piece for each substep of the block; the soft prompt goes from one to the next."""
         if self.full:
             return [lambda: self.step(batch)]
-        if self.stops_from and isinstance(self.summary, VariableSummary):
-            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
-            self.summary.trains_stops = done >= self.stops_from
+        if isinstance(self.summary, VariableSummary):
+            self.summary.trains_stops = not self.stops_from or self._done() >= self.stops_from
+            self.summary.draws_stops = self.stop_draws > 0
+            if self.stop_draws:
+                batch = {key: value.repeat_interleave(self.stop_draws, 0) for key, value in batch.items()}
         # The same lengths on every rank and in every batch that is accumulated.
         draws = seeds.generator(self.seed, self.trainer.global_step)
         tokens = batch["input_ids"].shape[1]
@@ -195,6 +204,10 @@ class AutoCompressor(Method):
             lambda r=read, s=substep: self._loss(r(), batch["labels"][:, s.columns], 1 / len(substeps))  # type: ignore[misc]
             for read, substep in zip(readings, substeps)
         ]
+
+    def _done(self) -> float:
+        """Share of the training steps that are done."""
+        return float(self.trainer.global_step / self.trainer.estimated_stepping_batches)
 
     def step(self, batch: Batch) -> StepOutput:
         """Negative log-likelihood of a whole block, read in equal segments."""
@@ -245,7 +258,11 @@ class AutoCompressor(Method):
         return [length for substep in self.cutting.substeps(tokens) for length in substep.segment_lengths]
 
     def _loss(self, reading: Reading, labels: torch.Tensor, share: float = 1.0) -> StepOutput:
-        total, count = self.compressor.loss(reading, labels)
+        losses, scored = self.compressor.losses(reading, labels)
+        total, count = losses.sum(), scored.sum()
+        if any(report.chance is not None for report in reading.reports):
+            taught = stop_loss(reading, losses, scored, self.stop_draws)
+            total = total + (taught - taught.detach())
         metrics = {}
         if reading.reports:
             lengths = [report.expected_length.detach()[report.active] for report in reading.reports]

@@ -50,7 +50,6 @@ def summary_of(loaded: Loaded, length: int | None, accumulate: bool | None) -> S
             getattr(config, "compression_gate", "after"),
             Stopping("greedy" if threshold is None else "threshold", threshold, least),
             getattr(config, "compression_insertion", "given"),
-            getattr(config, "compression_temperature", 0.0),
         )
     kappa = getattr(config, "summary_length", None) if length is None else length
     if kappa is None:
@@ -106,7 +105,6 @@ def parts_of(compressor: Compressor) -> tuple[dict[str, torch.Tensor], dict[str,
         "compression_gate": summary.gate,
         "compression_insertion": summary.insertion,
         "compression_min_len": stopping.min_length,
-        "compression_temperature": summary.temperature,
         "compression_sum_rival": getattr(controls, "rival", False),
     }
     if isinstance(controls, OwnControls):

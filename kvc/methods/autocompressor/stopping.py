@@ -43,30 +43,28 @@ def log_gates(stop_logit: torch.Tensor, gate: Gate) -> torch.Tensor:
     return survived
 
 
-def random_gates(stop_logit: torch.Tensor, gate: Gate, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gates of random hard stops, with the gradients of relaxed ones (straight through).
+def draw_stops(stop_logit: torch.Tensor, gate: Gate) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw where loops stop.
 
     A model can undo a soft gate: norms scale a small vector up again, and attention logits grow against the logarithm
     of a small gate. It then keeps what it needs at an expected length near 0, and a hard stop takes it away. A vector
-    that a draw leaves out is really missing. The gradients are those of the binary concrete distribution (Maddison et
-    al. 2017; Jang et al. 2017), whose draws are above 0 with probability p_t at any temperature.
+    that a draw leaves out is really missing.
 
     Args:
         stop_logit: Logit of p_t, fp32 `[B, T]`.
         gate: See `Gate`.
-        temperature: Of the relaxed draws that give the gradients.
 
     Returns:
-        Logarithm of the gates of the vectors that are kept, fp32 `[B, T]`: 0, but with gradients; and which ones these
-        are, bool `[B, T]`.
+        Which vectors are kept, bool `[B, T]`, and the logarithm of the probability of that, fp32 `[B]`.
     """
-    uniform = torch.rand_like(stop_logit).clamp(1e-6, 1 - 1e-6)
-    drawn = (stop_logit + uniform.logit()) / temperature
-    relaxed = log_gates(drawn, gate)
-    ended = (drawn > 0).cumsum(-1) > 0
-    if gate == "before":
-        ended = F.pad(ended[:, :-1], (1, 0))
-    return relaxed - relaxed.detach(), ~ended
+    # With `before` the last vector is there whether the loop would stop at it or not.
+    logits = stop_logit[:, :-1] if gate == "before" else stop_logit
+    stops = torch.rand_like(logits) < logits.detach().sigmoid()
+    ended = stops.cumsum(-1) > 0
+    first = stops & (stops.cumsum(-1) == 1)
+    survived = F.logsigmoid(-logits).masked_fill(ended, 0).sum(-1)
+    chance = survived + F.logsigmoid(logits).masked_fill(~first, 0).sum(-1)
+    return ~(F.pad(ended, (1, 0)) if gate == "before" else ended), chance
 
 
 class Stopping:

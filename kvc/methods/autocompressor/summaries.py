@@ -51,8 +51,6 @@ class Variable:
         stop_mode: Rule of inference; null: `threshold` if there is one, else `greedy`.
         min_length: Vectors of a segment at least, at inference.
         gate: How training weighs vectors by the probability that the loop gets to them.
-        temperature: In training, draw hard stops at random with that probability; this is the temperature of the
-            relaxed draws that give the gradients, see `stopping.random_gates`. 0 draws none.
         step_embeddings: Add a learned embedding to the input of each step of the loop. Without, a loop may go round
             between two states, and only its first vectors tell anything.
         insertion: How `<sum>` gets behind a segment.
@@ -68,7 +66,6 @@ class Variable:
     stop_mode: Rule | None = None
     min_length: int = 0
     gate: Gate = "after"
-    temperature: float = 0.0
     step_embeddings: bool = False
     insertion: Insertion = "append"
     control_tokens: Literal["own", "vocabulary"] = "own"
@@ -88,7 +85,6 @@ class Variable:
             self.gate,
             Stopping(rule, self.compress_stop_threshold, self.min_length),
             self.insertion,
-            self.temperature,
             table.weight.shape[1] if self.step_embeddings else None,
         )
 

@@ -67,6 +67,8 @@ class Report:
         memory_length: Vectors before the segment, int64 `[B]`.
         active: bool `[B]`, rows that were summarised.
         penalty: Length penalty of each row, fp32 `[B]`; 0 for rows that were not summarised.
+        chance: Logarithm of the probability of the stop that was drawn, fp32 `[B]`, 0 for rows that were not
+            summarised; None where none was drawn.
     """
 
     z: torch.Tensor
@@ -77,6 +79,7 @@ class Report:
     memory_length: torch.Tensor
     active: torch.Tensor
     penalty: torch.Tensor
+    chance: torch.Tensor | None = None
 
 
 class Summary(nn.Module, ABC):

@@ -18,7 +18,7 @@ from kvc.errors import UserError
 from kvc.methods.autocompressor.controls import Controls
 from kvc.methods.autocompressor.softprompt import SoftPrompt
 from kvc.methods.autocompressor.stack import Columns, Head, Stack
-from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, log_gates, random_gates
+from kvc.methods.autocompressor.stopping import Draws, Gate, Stopping, draw_stops, log_gates
 from kvc.methods.autocompressor.summary import Marked, Report, Segment, Summary
 
 Insertion = Literal["append", "overwrite", "given"]
@@ -38,7 +38,6 @@ class VariableSummary(Summary):
         gate: How training weighs vectors.
         stopping: The rule of inference; greedy if null.
         insertion: How `<sum>` gets into the text.
-        temperature: Of the random stops of training, see `random_gates`; 0 draws none.
         step_width: Width of embeddings that are added to the input of each step, in fp32; None for no such embeddings.
 
     Raises:
@@ -50,6 +49,9 @@ class VariableSummary(Summary):
     trains_stops = True
     """Whether training changes when loops stop, and the length penalty counts."""
 
+    draws_stops = False
+    """Whether loops of training stop at random, so that a vector is there or not; else all are, with soft gates."""
+
     def __init__(
         self,
         controls: Controls,
@@ -59,12 +61,9 @@ class VariableSummary(Summary):
         gate: Gate = "after",
         stopping: Stopping | None = None,
         insertion: Insertion = "append",
-        temperature: float = 0.0,
         step_width: int | None = None,
     ) -> None:
         super().__init__()
-        if temperature < 0:
-            raise UserError(f"temperature: cannot be negative, got {temperature}")
         if compression_max_len < 1:
             raise UserError(f"compression_max_len: must be at least 1, got {compression_max_len}")
         if compression_lambda < 0 or compression_alpha < 0:
@@ -76,7 +75,6 @@ class VariableSummary(Summary):
         self.controls = controls
         self.max_len, self.lam, self.alpha = compression_max_len, compression_lambda, compression_alpha
         self.gate: Gate = gate
-        self.temperature = temperature
         self.steps = None if step_width is None else nn.Parameter(torch.zeros(compression_max_len, step_width))
         self.stopping = stopping or Stopping()
         self.insertion: Insertion = insertion
@@ -142,21 +140,21 @@ class VariableSummary(Summary):
         everywhere = torch.ones_like(before, dtype=torch.bool) if active is None else active
         z, stop_logit, kept = self._loop(stack, segment, first, everywhere, soft, generator)
         paid = self.trains_stops or not self.training
+        chance = None
         if soft:
             if not paid:
                 # Gradients of 0 instead of none, for which other ranks would wait.
                 stop_logit = stop_logit.detach() + 0 * stop_logit
             log_gate = log_gates(stop_logit, self.gate)
             gate = log_gate.exp()
-            mask = None if active is None else active[:, None].expand(-1, z.shape[1])
-            if self.training and self.temperature:
-                log_gate, drawn = random_gates(stop_logit, self.gate, self.temperature)
-                mask = drawn if mask is None else mask & drawn
-                z_kept = z * drawn[..., None]
+            if self.training and self.draws_stops:
+                kept, chance = draw_stops(stop_logit, self.gate)
+                new = SoftPrompt(z * kept[..., None], kept & everywhere[:, None])
             else:
-                z_kept = z
-            vectors = z_kept if self.gate == "log" else log_gate.exp()[..., None].to(z.dtype) * z_kept
-            new = SoftPrompt(vectors, mask, log_gate if self.gate == "log" else None)
+                mask = None if active is None else active[:, None].expand(-1, z.shape[1])
+                logs = self.gate == "log"
+                vectors = z if logs else gate[..., None].to(z.dtype) * z
+                new = SoftPrompt(vectors, mask, log_gate if logs else None)
         else:
             gate = kept.float()
             most = int(kept.sum(-1).max())
@@ -164,7 +162,15 @@ class VariableSummary(Summary):
         expected = gate.sum(-1)
         penalty = paid * self.lam * expected / (tokens + self.alpha * before).clamp(min=1)
         report = Report(
-            z, stop_logit.sigmoid(), gate, expected, tokens, before, everywhere, penalty.masked_fill(~everywhere, 0)
+            z,
+            stop_logit.sigmoid(),
+            gate,
+            expected,
+            tokens,
+            before,
+            everywhere,
+            penalty.masked_fill(~everywhere, 0),
+            None if chance is None else chance.masked_fill(~everywhere, 0),
         )
         return (new if active is None else new.where(active, segment.prompt)), report
 
