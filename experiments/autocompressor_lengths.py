@@ -1,13 +1,18 @@
 """How many vectors a variable-length AutoCompressor makes, of what, and what that costs.
 
+fit="python -m kvc fit --config configs/autocompressor/tiny_variable.yaml"
+plain="--model.stop_draws 0 --model.stops_from 0"
+fixed="--model.summary kvc.methods.autocompressor.summaries.Fixed --model.summary.summary_length 0"
+$fit --run_dir runs/acv/none $plain $fixed --model.optim.lrs "{}"
+$fit --run_dir runs/acv/full $plain --model.mode full_attention --model.summary null --model.optim.lrs "{}"
+for lambda in 0.3 4; do
+    $fit --run_dir runs/acv/lambda$lambda --model.summary.compression_lambda $lambda
+done
 for seed in 42 43 44; do
-    fit="python -m kvc fit --config configs/autocompressor/tiny_variable.yaml --seed_everything $seed"
-    fixed="--model.summary kvc.methods.autocompressor.summaries.Fixed --model.summary.summary_length 0"
-    $fit --run_dir runs/acv/none-$seed $fixed --model.optim.lrs "{}"
-    $fit --run_dir runs/acv/full-$seed --model.mode full_attention --model.summary null --model.optim.lrs "{}"
-    for lambda in 0 1 4; do
-        $fit --run_dir runs/acv/lambda$lambda-$seed --model.summary.compression_lambda $lambda
-    done
+    $fit --run_dir runs/acv/lambda1-$seed --seed_everything $seed
+done
+for gate in after before log; do
+    $fit --run_dir runs/acv/soft-$gate --model.stop_draws 0 --model.summary.gate $gate
 done
 python -m experiments.autocompressor_lengths runs/acv/* \
     --out experiments/results/autocompressor_lengths.json --png experiments/results/autocompressor_lengths.png

@@ -226,6 +226,31 @@ def test_stops_may_be_trained_later(tiny_folder: Path, gate: Any) -> None:
         torch.testing.assert_close(found[name], gradient)
 
 
+@pytest.mark.parametrize("gate", ["after", "before"])
+def test_drawn_stops_are_read_as_hard_ones_and_compared(tiny_folder: Path, gate: Any) -> None:
+    copies, data = 3, batch()
+    made = method(tiny_folder, summary=Variable(2, 0.5, gate=gate), stop_draws=copies).train()
+    at_step(made, 0)
+    torch.manual_seed(1)
+    (output,) = (piece() for piece in made.substeps(data))
+    output.loss_sum.backward()
+    found = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
+    assert found["summary.controls.eoc_weight"].any()
+
+    torch.manual_seed(1)
+    (output_again,) = (piece() for piece in made.substeps(data))
+    assert float(output_again.loss_sum) == float(output.loss_sum)
+    rows = {key: value.repeat_interleave(copies, 0) for key, value in data.items()}
+    torch.manual_seed(1)
+    reading = made.compressor.read(
+        rows["input_ids"], rows["attention_mask"], segment_lengths=made.eval_lengths(TOKENS), soft=True
+    )
+    assert [report.chance is not None for report in reading.reports] == [True] * len(reading.reports)
+    total, tokens = made.compressor.loss(reading, rows["labels"])
+    assert int(output.num_tokens) == int(tokens)
+    assert float(output.loss_sum.detach()) == pytest.approx(float(total + reading.penalty * tokens), rel=1e-4)
+
+
 def test_full_attention_is_the_plain_model(tiny_folder: Path) -> None:
     made = method(tiny_folder, mode="full_attention").eval()
     data = batch(ragged=False)
@@ -272,6 +297,9 @@ def test_defaults_are_those_of_the_brief() -> None:
         ({"summary": Variable(control_tokens="vocabulary")}, "the tokenizer has no token <sum>"),
         ({"summary": Variable(stop_mode="threshold")}, "compress_stop_threshold: needed by"),
         ({"stops_from": 2}, "model.stops_from must be a share from 0 to below 1"),
+        ({"stop_draws": 1}, "model.stop_draws must be 0, or 2 or more"),
+        ({"stop_draws": 2}, "model.stop_draws: has no effect without a summary of variable length"),
+        ({"stops_from": 0.5}, "model.stops_from: has no effect without a summary of variable length"),
         ({"truncate_bptt_segments": 0}, "truncate_bptt_segments: must be at least 1"),
     ],
 )

@@ -119,6 +119,10 @@ class AutoCompressor(Method):
                 self.backbone.float().requires_grad_(True)
             settings = summary or (Fixed(0) if self.full else Fixed())
             self.summary = settings.build(self.backbone, self.tokenizer)
+        if not isinstance(self.summary, VariableSummary):
+            for name, value in (("stops_from", stops_from), ("stop_draws", stop_draws)):
+                if value:
+                    raise UserError(f"model.{name}: has no effect without a summary of variable length")
         if isinstance(self.summary, FixedSummary) and self.summary.length:
             self._go_on(self.summary)
         self.compressor = Compressor(
