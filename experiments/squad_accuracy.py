@@ -49,10 +49,10 @@ def pooled(folders: list[Path]) -> tuple[list[list[Item]], list[Record]]:
     Raises:
         UserError: If a run is not finished, an arm was not measured on every question, or a control is missing.
     """
-    measured = {label(folder) for folder in folders}
     by_data: dict[str, list[Path]] = {}
     for folder in folders:
         by_data.setdefault(data_key(read_run(folder)[1]), []).append(folder)
+    measured = {label(folder) for folder in folders}
     groups, sources = [], []
     for part in by_data.values():
         items, found = pool(part, label, lambda name, arm: own(name, arm, measured), along=("context_tokens",))

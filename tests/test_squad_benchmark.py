@@ -11,6 +11,9 @@ import torch
 from experiments.benchmarks import break_even, rounds
 from experiments.benchmarks import squad as benchmark
 from experiments.benchmarks.break_even import Cost
+from experiments.benchmarks.squad_models import KEEPERS, SHAPES, TRAINED, WAYS, Sizes, draw
+from experiments.benchmarks.squad_serving import costs, serving
+from experiments.benchmarks.squad_training import training
 from kvc.errors import UserError
 
 FIELDS: dict[str, Any] = {
@@ -24,16 +27,16 @@ FIELDS: dict[str, Any] = {
 }
 ROW = 2 * 2 * 2 * 8 * 4
 """Bytes of keys and values: 2 layers, 2 KV heads of 8, float32."""
-SIZES = benchmark.Sizes("tiny", 2, 24, 3, 5, 4, 4.0, 16)
+SIZES = Sizes("tiny", 2, 24, 3, 5, 4, 4.0, 16)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.SHAPES, "tiny", FIELDS)
+    monkeypatch.setitem(SHAPES, "tiny", FIELDS)
 
 
 def test_what_reading_leaves_in_memory() -> None:
-    arms, memories = benchmark.serving(SIZES, list(benchmark.WAYS), "cpu")
+    arms, memories = serving(SIZES, list(WAYS), "cpu")
     rows = {"full": 3 + 24, "slots": 3 + 6, "anchors": 3 + 6, "gist": 6}
     assert {name: memory.tokens.tolist() for name, memory in memories.items()} == {
         name: [count] * 2 for name, count in rows.items()
@@ -41,7 +44,7 @@ def test_what_reading_leaves_in_memory() -> None:
     for name, count in rows.items():
         # Positions beside keys and values.
         assert 2 * count * ROW < memories[name].bytes < 2.2 * count * ROW
-    compressing = {f"compress_{way}" for way in benchmark.WAYS if way not in benchmark.KEEPERS}
+    compressing = {f"compress_{way}" for way in WAYS if way not in KEEPERS}
     assert {name for name in arms if name.startswith("compress_")} == compressing
     for name in compressing:
         slots = arms[name]().slots
@@ -51,9 +54,9 @@ def test_what_reading_leaves_in_memory() -> None:
 
 
 def test_answers_after_the_full_text_are_those_of_the_model() -> None:
-    arms, memories = benchmark.serving(SIZES, ["mean_pool"], "cpu")
+    arms, memories = serving(SIZES, ["mean_pool"], "cpu")
     model: Any = arms["answer_full"].args[0]  # type: ignore[attr-defined]
-    batch = benchmark.draw(SIZES, FIELDS["vocab_size"], "cpu")
+    batch = draw(SIZES, FIELDS["vocab_size"], "cpu")
     before = memories["full"].bytes
     said = arms["answer_full"]()
     whole = torch.cat([batch["head_ids"], batch["context_ids"], batch["tail_ids"]], dim=1)
@@ -64,9 +67,9 @@ def test_answers_after_the_full_text_are_those_of_the_model() -> None:
     assert [len(row) for row in arms["first_slots"]().tokens] == [1, 1]
 
 
-@pytest.mark.parametrize("name", benchmark.TRAINED)
+@pytest.mark.parametrize("name", TRAINED)
 def test_steps_train_what_is_trained(name: str) -> None:
-    ((_, arm),) = benchmark.training(SIZES, [name], "cpu").arms.items()
+    ((_, arm),) = training(SIZES, [name], "cpu").items()
     method = arm.args[0]  # type: ignore[attr-defined]
     assert arm() > 0
     assert method.compressor is None or all(p.grad is not None for p in method.compressor.parameters())
@@ -113,9 +116,9 @@ def test_costs_count_what_is_done_once_and_for_each_question() -> None:
     seconds = {"read_full": 8, "answer_full": 4, "compress_mean_pool": 9, "read_slots": 1, "answer_slots": 3}
     seconds |= {"read_gist": 10, "answer_gist": 2}
     found = {name: np.array([float(value)]) for name, value in seconds.items()}
-    made = {mode: [cost.total(2).item() for cost in pair] for mode, pair in benchmark.costs(found, "mean_pool").items()}
+    made = {mode: [cost.total(2).item() for cost in pair] for mode, pair in costs(found, "mean_pool").items()}
     assert made == {"kept": [9 + 1 + 2 * 3, 8 + 2 * 4], "reread": [9 + 2 * (1 + 3), 2 * (8 + 4)]}
-    kept = {mode: [cost.total(2).item() for cost in pair] for mode, pair in benchmark.costs(found, "gist").items()}
+    kept = {mode: [cost.total(2).item() for cost in pair] for mode, pair in costs(found, "gist").items()}
     assert kept == {"kept": [10 + 2 * 2, 8 + 2 * 4], "reread": [10 + 2 * 2, 2 * (8 + 4)]}
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.Captu
         ("no run of 'no context, tuned'", pair[:1]),
         ("a second run of 'no context, tuned' with the seed 1", [*pair, again]),
         ("a run of GistTokens, which this table does not know", [*pair, str(other)]),
-        ("config.yaml", [*pair, str(tmp_path)]),
+        ("not finished", [*pair, str(tmp_path)]),
     ):
         assert main([*given, "--out", out]) == 2
         assert words in capsys.readouterr().err
