@@ -131,6 +131,7 @@ def test_questions_that_pay() -> None:
     assert at((10, 3), (4, 3)) == np.inf
     assert at((10, 4), (4, 3)) == np.inf
     assert at((4, 1), (4, 3)) == 0
+    assert at((4, 4), (4, 3)) == 0
 
 
 def test_lengths_that_pay() -> None:
@@ -143,6 +144,7 @@ def test_lengths_that_pay() -> None:
     assert at(-1.0, -2.0, -3.0) == 100
     assert at(3.0, 2.0, 1.0) == np.inf
     assert at(-1.0, -1.0, 1.0) == np.inf
+    assert at(1.0, -1.0, 1.0) == np.inf
     # The last change counts.
     assert at(-1.0, 1.0, -1.0) == 300
 
@@ -165,7 +167,7 @@ def test_figures_with_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (ratio["value"], ratio["low"], ratio["high"]) == (1.333, 0.5, 1.333)
     never = rounds.described(np.array([2.0, *[1.0] * 90, *[np.inf] * 10]))
     assert never == {"value": 2, "low": 1, "high": None}
-    assert rounds.described(np.array([np.inf, np.nan, 3.0]))["value"] is None
+    assert rounds.described(np.array([np.inf, np.nan, 3.0])) == {"value": None, "low": 3, "high": None}
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

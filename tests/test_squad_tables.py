@@ -176,7 +176,7 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
     source = {"states": "hidden:last", "bidirectional": True, "frozen": False}
     usual = [cls("losses.Kd", weight=1.0), cls("losses.TeacherForcing", weight=1.0)]
     brief = [cls("losses.TeacherForcing", weight=0.5), cls("losses.OnPolicyKd", weight=0.3)]
-    slots = cls("CrossAttention", slots=64, heads=None, query_init="tokens")
+    slots = cls("CrossAttention", slots=32, heads=None, query_init="tokens")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"compressor": cls("MeanPool", **given), "source": source, "losses": usual}, "MeanPool of adapted states, r4"),
         ({"source": {"states": "embeddings"}, "budget": None}, "MeanPool of embeddings, r8"),
@@ -186,8 +186,8 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
         ),
         ({"compressor": cls("Anchors", bidirectional=True)}, "Anchors, r4"),
         (
-            {"compressor": slots, "budget": cls("FixedSlots", slots=64, policy="exact"), "losses": usual[1:]},
-            "CrossAttention(query_init=tokens) of frozen states, loss TeacherForcing, M64",
+            {"compressor": slots, "budget": cls("FixedSlots", slots=32, policy="exact"), "losses": usual[1:]},
+            "CrossAttention(query_init=tokens) of frozen states, loss TeacherForcing, M32",
         ),
         (
             {"losses": brief, "positions": "spread", "frozen_decoder": True},

@@ -72,7 +72,7 @@ def measure_serving(options: argparse.Namespace, device: str) -> dict[str, Any]:
             memories.clear()
             case["peak_mib"] = peak_mib("serving", sizes, options.compressors, device, arms)
             del arms
-            gc.collect()
+            release(device)
             print(case, flush=True)
             cases.append(case)
         for unit, each in timed.items():
@@ -84,6 +84,12 @@ def measure_serving(options: argparse.Namespace, device: str) -> dict[str, Any]:
 def groups(options: argparse.Namespace, device: str) -> Iterator[list[str]]:
     """Methods that are in memory at once."""
     yield from [[name] for name in options.trained] if device == "cuda" else [options.trained]
+
+
+def release(device: str) -> None:
+    """Free what is left of a model before the next one is made, where memory is short."""
+    if device == "cuda":
+        gc.collect()
 
 
 def measure_training(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
@@ -107,7 +113,7 @@ def measure_training(options: argparse.Namespace, device: str) -> list[dict[str,
             cases.append(case)
         # The next model may not fit beside it.
         del arms
-        gc.collect()
+        release(device)
     return cases
 
 
