@@ -111,7 +111,8 @@ class ContextCompressor(Method):
         self.compressor = made
         self.reader = self._reader(made, source, positions)
         self.teaching, self.teacher = teacher, None
-        self.arms = Arms(self.tokenizer, max_length, max_new_tokens, seed)
+        pieces = None if isinstance(made, Anchors) else max_length
+        self.arms = Arms(self.tokenizer, pieces, max_new_tokens, seed)
         self.stored = Stored(baselines or [])
         self._identity = self.base.identity(seed)
         self._check()
@@ -135,7 +136,7 @@ class ContextCompressor(Method):
             raise UserError("model.source.frozen: embeddings are never trained, leave it true")
         if not source.frozen and not lora:
             raise UserError("model.backbone.lora: a source that is not frozen trains a LoRA, give at least its rank")
-        return SlotReader(source, compressor, self.max_length, positions)
+        return SlotReader(source, compressor, self.max_length, positions, self.tokenizer.bos_token_id)
 
     def _check(self) -> None:
         """Refuse settings that do not fit together.
@@ -195,7 +196,7 @@ class ContextCompressor(Method):
                 cut = split == "train" or data.long_eval == "truncate"
                 longest = data.context_length if cut else None
                 lengths = [len(encoded.context[:longest]) for _, encoded in data.rows(split)]
-                slot_counts(self.budget, torch.tensor(lengths), self.max_length)
+                slot_counts(self.budget, torch.tensor(lengths), self.arms.max_length)
 
     def load_teacher(self) -> None:
         """Load the model that teaches; only training needs it.
@@ -320,15 +321,20 @@ class ContextCompressor(Method):
             wanted |= dict.fromkeys(SIZED, self.budget)
         for name, budget in wanted.items():
             stored = name if budget is None else f"{name} {label(budget)}"
-            arms[name] = self._stored(batch, stored) or self._measured(batch, name, budget)
+            arms[name] = self._stored(batch, stored, budget) or self._measured(batch, name, budget)
         for name in CONTROLS.values():
             if found := self._stored(batch, name):
                 arms[name] = found
         return records_of(batch, arms)
 
-    def _stored(self, batch: Batch, arm: str) -> list[Record]:
+    def _stored(self, batch: Batch, arm: str, budget: Budget | None = None) -> list[Record]:
         found = [self.stored.of(arm, number) for number in batch["id"].tolist()]
-        return [record for record in found if record is not None] if None not in found else []
+        records = [record for record in found if record is not None]
+        if budget is not None:
+            # Other pieces of long texts, other numbers of tokens.
+            counts = self.arms.counts(arm.split()[0], budget, batch["context_mask"].sum(1)).tolist()
+            records = [record for record, count in zip(records, counts) if record["kv_tokens_context"] == count]
+        return records if len(records) == len(found) else []
 
     def _measured(self, batch: Batch, arm: str, budget: Budget | None) -> list[Record]:
         with self._frozen():
