@@ -227,7 +227,9 @@ def test_untrained_pooling_is_mean_pooling(length: int) -> None:
     text, mask = row(length), torch.ones(1, length)
     means = F.adaptive_avg_pool1d(text.transpose(1, 2), 8).transpose(1, 2)
     pooled = WeightedPooling(D, 0.5, slots=8, content_scores=True)(text, mask, FixedSlots(8))
-    torch.testing.assert_close(pooled.slots, F.layer_norm(means, (D,), torch.full((D,), 0.5)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        pooled.slots, F.layer_norm(means, (D,), torch.full((D,), 0.5), eps=1e-12), atol=1e-5, rtol=1e-5
+    )
     exact = MeanPool(D, 0.5, project=False, norm=False)(text, mask, FixedSlots(8))
     torch.testing.assert_close(exact.slots, means, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(MeanPool(D, 0.5)(text, mask, FixedSlots(8)).slots, pooled.slots, atol=1e-5, rtol=1e-5)
