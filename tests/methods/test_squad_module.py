@@ -208,6 +208,13 @@ def test_every_loss_trains_the_compressor(terms: str, bf16: bool, tiny_folder: A
     assert {"slot_cosine", "slot_rms", "uniformity", "alignment"} <= output.metrics.keys()
 
 
+@torch.no_grad()
+def test_validation_measures_the_cross_entropy_whatever_is_trained(tiny_folder: Any) -> None:
+    data = batch(squad(tiny_folder), [0, 1])
+    one, other = (method(tiny_folder, losses=losses).eval() for losses in ([TeacherForcing()], [Kd(weight=3.0)]))
+    assert torch.equal(one.step(data).loss_sum, other.step(data).loss_sum)
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_the_teacher_reads_the_text_with_the_frozen_model(name: str, tiny_folder: Any) -> None:
     made, data = method(tiny_folder, name), batch(squad(tiny_folder), [0, 1], "train")
