@@ -22,7 +22,7 @@ examples:
 writes, for each run, FOLDER/M64_cross_attention_HASH_s42/
   config.json metrics.json sample_predictions.json predictions.jsonl
   adapter_model.safetensors kvc.safetensors kvc.json ...    (an export: kvc.load reads it back)
-and FOLDER/results_summary.json and .csv of all runs that the folder holds. HASH names the losses.
+and FOLDER/results_summary.json and .csv of all runs that the folder holds. HASH names losses, source and the like.
 """
 SAMPLES = 10
 SUMMARY = ("final_f1", "final_em", "baseline_f1", "baseline_em", "compression_ratio", "nominal_ratio")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
 from kvc.errors import UserError
 from kvc.methods.squad import (
@@ -179,8 +180,18 @@ def test_the_output_is_as_large_as_the_embeddings(name: str) -> None:
     rms = 0.0084
     torch.manual_seed(0)
     compressor = MAKERS[name](D, rms, slots=8).eval()
-    slots, mask, _ = compressor(50 * row(60), torch.ones(1, 60), FixedSlots(8))
-    assert float(relative_rms(slots, mask, rms)) == pytest.approx(1, rel=0.05)
+    for scale in (rms, 1.0, 50.0):  # embeddings of a large model, states of a small one, states of a large one
+        slots, mask, _ = compressor(scale * row(60), torch.ones(1, 60), FixedSlots(8))
+        assert float(relative_rms(slots, mask, rms)) == pytest.approx(1, rel=0.05), scale
+
+
+@pytest.mark.parametrize("mode", ["dense", "strided"])
+@torch.no_grad()
+def test_the_gate_of_the_convolution_reads_small_states_as_it_does_large_ones(mode: Any) -> None:
+    torch.manual_seed(0)
+    compressor = Convolution(D, 1.0, slots=8, stride_mode=mode).eval()
+    small, large = (compressor(scale * row(60), torch.ones(1, 60), FixedSlots(8)).slots for scale in (0.0084, 1.0))
+    torch.testing.assert_close(small, large, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -193,6 +204,9 @@ def test_embedding_rms() -> None:
     table = torch.nn.Embedding(3, 2)
     table.weight.data = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 3.0]])
     assert embedding_rms(table) == pytest.approx(math.sqrt(18 / 6))
+    scaled = Gemma3TextScaledWordEmbedding(3, 2, 0, embed_scale=5.0)
+    scaled.weight.data = table.weight.data
+    assert embedding_rms(scaled) == pytest.approx(5 * math.sqrt(18 / 6))
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 63, 64, 65, 150, 511, 512])
@@ -213,7 +227,9 @@ def test_untrained_pooling_is_mean_pooling(length: int) -> None:
     text, mask = row(length), torch.ones(1, length)
     means = F.adaptive_avg_pool1d(text.transpose(1, 2), 8).transpose(1, 2)
     pooled = WeightedPooling(D, 0.5, slots=8, content_scores=True)(text, mask, FixedSlots(8))
-    torch.testing.assert_close(pooled.slots, F.layer_norm(means, (D,), torch.full((D,), 0.5)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        pooled.slots, F.layer_norm(means, (D,), torch.full((D,), 0.5), eps=1e-12), atol=1e-5, rtol=1e-5
+    )
     exact = MeanPool(D, 0.5, project=False, norm=False)(text, mask, FixedSlots(8))
     torch.testing.assert_close(exact.slots, means, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(MeanPool(D, 0.5)(text, mask, FixedSlots(8)).slots, pooled.slots, atol=1e-5, rtol=1e-5)

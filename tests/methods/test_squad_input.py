@@ -55,6 +55,19 @@ def test_bidirectional_states_see_what_follows_but_no_padding(tiny_folder: Any, 
     torch.testing.assert_close(found[MASK], reference[MASK], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("states", ["embeddings", "hidden:1", "hidden:last"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@torch.no_grad()
+def test_states_are_those_of_a_text_behind_bos(tiny_folder: Any, states: str, bidirectional: bool) -> None:
+    base, source = model(tiny_folder), Source(states, bidirectional=bidirectional)
+    found = source.encode(base, IDS, MASK, bos=1)
+    assert found.shape == (2, 12, 32)
+    for row, size in enumerate((12, 7)):
+        whole = torch.cat([torch.ones(1, 1).long(), IDS[row : row + 1, :size]], dim=1)
+        expected = source.encode(base, whole, torch.ones_like(whole))[:, 1:]
+        torch.testing.assert_close(found[row : row + 1, :size], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_gradient_of_the_source_reaches_adapters_only_where_asked(tiny_folder: Any, frozen: bool) -> None:
     wrapped = model(tiny_folder, lora=Lora(r=2, dropout=0.0))
@@ -176,6 +189,11 @@ def test_spread_positions_keep_the_places_of_the_text(tiny_folder: Any) -> None:
     short = assemble(head, slots, tail, None, torch.tensor([2, 1]), "spread").position_ids
     assert short[0].tolist() == [0, 1, 2, 2, 3, 3, 4, 5, 6]
     assert short[1].tolist()[1:] == [0, 1, 1, 2, 3, 4, 5, 6]
+    # A gap, as where pieces of a text have other numbers of slots: positions are those of the slots that there are.
+    gap = Slots(slots.slots, torch.tensor([[True, False, True, True], [False, True, False, True]]), {})
+    found = assemble(head, gap, tail, None, torch.tensor([15, 8]), "spread").position_ids
+    assert found[0].tolist()[-6:] == [4, 9, 14, 17, 18, 19]
+    assert found[1].tolist()[-8:] == [0, 3, 7, 9, 10, 11, 12, 13]
     with pytest.raises(ValueError, match="spread positions need the lengths"):
         assemble(head, slots, tail, positions="spread")
 

@@ -14,6 +14,7 @@ from kvc.methods.squad.baselines import METHOD
 from kvc.methods.squad.losses import FirstErrorCe, InfoNce, Kd, OffdiagMargin, OnPolicyKd, SelfCritical, TeacherForcing
 from kvc.methods.squad.reading import Tokens
 
+SAID = ("completion", "kv_tokens_context", "kv_tokens_final")
 TIMES = ("seconds", "compress_seconds", "prefill_seconds", "decode_seconds")
 
 
@@ -75,6 +76,52 @@ def test_a_padded_batch_says_what_its_rows_say(name: str, scope: Any, tiny_folde
                 assert found[key] == alone["arms"][arm][key], (arm, key)
         losses += float(made.step(batch(data, [row])).loss_sum)
     assert float(made.step(batch(data, [0, 1, 2, 3])).loss_sum) == pytest.approx(losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@torch.no_grad()
+def test_it_does_not_matter_where_padding_is(name: str, tiny_folder: Any) -> None:
+    made, data = method(tiny_folder, name, max_length=12).eval(), batch(squad(tiny_folder), [0, 1, 2, 3])
+    left = dict(data)
+    for part in ("head", "context", "tail"):
+        ids, mask = data[f"{part}_ids"], data[f"{part}_mask"]
+        left[f"{part}_ids"] = torch.stack([row.roll(int((~kept).sum())) for row, kept in zip(ids, mask)])
+        left[f"{part}_mask"] = mask.flip(1)
+    for one, two in zip(made.records(data), made.records(left), strict=True):
+        for arm in one["arms"]:
+            assert [one["arms"][arm][k] for k in SAID] == [two["arms"][arm][k] for k in SAID], arm
+    assert float(made.step(left).loss_sum) == pytest.approx(float(made.step(data).loss_sum), rel=1e-4)
+
+
+@torch.no_grad()
+def test_contexts_are_read_behind_bos(tiny_folder: Any) -> None:
+    made, data = method(tiny_folder, source=Source()).eval(), batch(squad(tiny_folder), [0, 1, 2, 3])
+    base, found = plain(tiny_folder), made.read(data).reference
+    for row in range(4):
+        ids = torch.tensor([[1, *whole(data, row, ("context",))]])
+        expected = Source().encode(base, ids, torch.ones_like(ids))[0, 1:].mean(0)
+        torch.testing.assert_close(found[row], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_anchors_read_long_contexts_whole_and_so_do_their_baselines(tiny_folder: Any) -> None:
+    made, data = method(tiny_folder, "anchors", max_length=8, budget=FixedSlots(3)).eval(), squad(tiny_folder)
+    for record in made.records(batch(data, [0, 1, 2, 3])):
+        assert record["context_tokens"] > 8
+        for arm in (METHOD, "first", "last", "random", "mean_pool"):
+            assert record["arms"][arm]["kv_tokens_context"] == 3, arm
+
+
+@torch.no_grad()
+def test_stored_arms_of_another_size_are_measured_anew(tiny_folder: Any) -> None:
+    made, data = method(tiny_folder, budget=FixedSlots(7)).eval(), batch(squad(tiny_folder), [0, 1])
+    measured = made.records(data)
+    for count in (9, 7):
+        stored = {**measured[0]["arms"]["first"], "kv_tokens_context": count, "completion": "stored"}
+        made.stored.arms = {"first M7": dict.fromkeys(data["id"].tolist(), stored)}
+        said = [record["arms"]["first"]["completion"] for record in made.records(data)]
+        assert (said == ["stored"] * 2) == (count == 7)
+        assert said == ["stored"] * 2 or said == [record["arms"]["first"]["completion"] for record in measured]
 
 
 @pytest.mark.parametrize("name", SLOTS)
@@ -159,6 +206,13 @@ def test_every_loss_trains_the_compressor(terms: str, bf16: bool, tiny_folder: A
     assert any(grad is not None and grad.any() for grad in lora)
     assert {term.name for term in TERMS[terms]} <= output.metrics.keys()
     assert {"slot_cosine", "slot_rms", "uniformity", "alignment"} <= output.metrics.keys()
+
+
+@torch.no_grad()
+def test_validation_measures_the_cross_entropy_whatever_is_trained(tiny_folder: Any) -> None:
+    data = batch(squad(tiny_folder), [0, 1])
+    one, other = (method(tiny_folder, losses=losses).eval() for losses in ([TeacherForcing()], [Kd(weight=3.0)]))
+    assert torch.equal(one.step(data).loss_sum, other.step(data).loss_sum)
 
 
 @pytest.mark.parametrize("name", MAKERS)

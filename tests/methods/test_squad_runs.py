@@ -18,6 +18,7 @@ from kvc.commands.ablations import run_single_ablation
 from kvc.errors import UserError
 from kvc.methods.squad import CompressionConfig, ContextCompressor
 from kvc.methods.squad.baselines import METHOD, SIZED, Arms
+from kvc.methods.squad.brief import run_name
 
 BUDGET = {"class_path": "kvc.methods.squad.FixedSlots", "init_args": {"slots": 6}}
 
@@ -231,6 +232,16 @@ def test_the_call_of_the_brief(architecture: str, tiny_folder: Path, tmp_path: P
     assert stored["optim"]["lrs"] == {"lora": 5e-5}
     assert [term["init_args"]["weight"] for term in stored["losses"]][:2] == [0.7, 0.2]
     assert run_single_ablation(config) == first
+
+
+def test_runs_of_one_architecture_have_names_of_their_own() -> None:
+    configs = [CompressionConfig(), CompressionConfig(source="hidden:last"), CompressionConfig(loss_weights={"kd": 1})]
+    names = {run_name(config.as_config()["model"], 42) for config in configs}
+    assert len(names) == 3
+    model = configs[0].as_config()["model"]
+    model["init_args"]["baselines"] = ["runs/baselines"]
+    assert run_name(model, 42) in names
+    assert all(name.startswith("M64_cross_attention_") for name in names)
 
 
 def test_settings_of_the_brief_that_are_none() -> None:

@@ -117,7 +117,8 @@ def _spread(places: torch.Tensor, head: torch.Tensor, slots: torch.Tensor, lengt
     ahead, count = head.sum(1, keepdim=True), slots.sum(1, keepdim=True)
     n = lengths[:, None]
     ratio = n / count.clamp(min=1)
-    slot = torch.arange(slots.shape[1], device=slots.device)
+    # Pieces of one text may have different numbers of slots, so there may be gaps between them.
+    slot = (slots.long().cumsum(1) - 1).clamp(min=0)
     # A text that is shorter than its slots would put the first ones before its beginning.
     offset = torch.minimum((slot * ratio + (ratio - 1) / 2).round().long().clamp(min=0), (n - 1).clamp(min=0))
     start = head.shape[1]

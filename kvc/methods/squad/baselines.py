@@ -39,8 +39,10 @@ def label(budget: Budget) -> str:
     return f"r{budget.ratio:g}" if isinstance(budget, FixedRatio) else str(budget)
 
 
-def slot_counts(budget: Budget, lengths: torch.Tensor, max_length: int) -> torch.Tensor:
-    """Slots of texts that are compressed in pieces, int64 `[B]`, from their tokens `[B]`."""
+def slot_counts(budget: Budget, lengths: torch.Tensor, max_length: int | None) -> torch.Tensor:
+    """Slots of texts that are compressed in pieces of `max_length`, int64 `[B]`, from their tokens `[B]`."""
+    if max_length is None:
+        return budget.counts(lengths)
     pieces = -(-max(1, int(lengths.max())) // max_length)
     start = torch.arange(pieces, device=lengths.device) * max_length
     parts = (lengths[:, None] - start).clamp(0, max_length)
@@ -71,13 +73,19 @@ class Arms:
 
     Args:
         tokenizer: Its tokenizer.
-        max_length: Tokens of the pieces in which compressors read.
+        max_length: Tokens of the pieces in which the compressor reads; None if it reads texts whole.
         max_new_tokens: Limit of each answer.
         seed: Seed of random tokens, drawn anew for each question.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, max_new_tokens: int, seed: int) -> None:
+    def __init__(self, tokenizer: Any, max_length: int | None, max_new_tokens: int, seed: int) -> None:
         self.tokenizer, self.max_length, self.max_new_tokens, self.seed = tokenizer, max_length, max_new_tokens, seed
+
+    def counts(self, arm: str, budget: Budget, lengths: torch.Tensor) -> torch.Tensor:
+        """Rows that stand for each context in an arm of `SIZED`, int64 `[B]`, from the tokens of the contexts."""
+        counts = slot_counts(budget, lengths, self.max_length)
+        # A text cannot be cut to more tokens than it has.
+        return counts if arm == "mean_pool" else torch.minimum(counts, lengths)
 
     def records(
         self, model: PreTrainedModel, batch: dict[str, Any], arm: str, budget: Budget | None, row_bytes: float
@@ -110,14 +118,14 @@ class Arms:
         if arm == "mean_pool":
             width = int(model.get_input_embeddings().weight.shape[1])
             pool = MeanPool(width, 1.0, project=False, norm=False)
-            return SlotReader(Source(EMBEDDINGS), pool, self.max_length, "compact").read(
-                model, head, context, budget
-            ), tail
+            size = self.max_length or context.ids.shape[1]
+            return SlotReader(Source(EMBEDDINGS), pool, size).read(model, head, context, budget), tail
+        context = context.right()
         kept = context.mask & self._kept(batch["id"].tolist(), context, arm, budget)
         return TextReader().read(model, head, Tokens(context.ids, kept)), tail
 
     def _kept(self, ids: Sequence[int], context: Tokens, arm: str, budget: Budget) -> torch.Tensor:
-        counts = slot_counts(budget, context.lengths, self.max_length).tolist()
+        counts = self.counts(arm, budget, context.lengths).tolist()
         kept = torch.zeros_like(context.mask)
         for row, (number, count, length) in enumerate(zip(ids, counts, context.lengths.tolist())):
             generator = seeds.generator(self.seed, number)

@@ -151,7 +151,7 @@ class CompressionConfig:
 
 
 def run_name(config: Mapping[str, Any], seed: Any) -> str:
-    """`M64_cross_attention_1f3a_s42`: slots (or `r4`, a ratio), architecture, a hash of the losses, seed.
+    """`M64_cross_attention_1f3a_s42`: slots (or `r4`, a ratio), architecture, a hash of all other settings, seed.
 
     Args:
         config: The `model` part of a configuration.
@@ -165,7 +165,12 @@ def run_name(config: Mapping[str, Any], seed: Any) -> str:
     size = f"M{budget['slots']}" if "slots" in budget else f"r{budget.get('ratio', 8.0):g}"
     path = (arguments.get("compressor") or {}).get("class_path", "MeanPool").rsplit(".", 1)[-1]
     kind = next((name for name, cls in ARCHITECTURES.items() if cls == path), path)
-    return f"{size}_{kind}_{digest(arguments.get('losses'))[:4]}_s{seed}"
+    # The losses, but also the source and whatever else tells two runs of one architecture apart.
+    others = {
+        key: value for key, value in arguments.items() if key not in {"budget", "compressor", "baselines", "seed"}
+    }
+    shape = {k: v for k, v in ((arguments.get("compressor") or {}).get("init_args") or {}).items() if k != "slots"}
+    return f"{size}_{kind}_{digest([others, shape])[:4]}_s{seed}"
 
 
 def results_of(result: Mapping[str, Any]) -> dict[str, Any]:

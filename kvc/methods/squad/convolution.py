@@ -17,7 +17,8 @@ from kvc.methods.squad.scale import output_norm
 class Convolution(SlotCompressor):
     """Depthwise convolution with kernel k = 2 s, s = max(1, max_length // slots), bin means, gate, norm.
 
-    A frame at an edge is divided by the share of its kernel that lies on the text (partial convolution), so padding
+    States are brought to unit scale first: embeddings are so small that the gate would see little but its biases. A
+    frame at an edge is divided by the share of its kernel that lies on the text (partial convolution), so padding
     changes nothing. Parameters: (D k + D) + (2 D^2 + 2 D) + 2 D. Nothing is made for single slots: any budget will do.
 
     Args:
@@ -47,6 +48,7 @@ class Convolution(SlotCompressor):
         self, states: torch.Tensor, mask: torch.Tensor, plan: Plan
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Frames, then bins."""
+        states = F.layer_norm(states, (self.width,), eps=1e-12)
         frames, lengths = self._frames(states, mask, plan.lengths)
         pooled = even_bins(lengths, plan).mean(frames)
         signal, gate = self.gate(pooled).chunk(2, dim=-1)

@@ -26,12 +26,13 @@ from kvc.methods.squad.lesson import geometry, look
 from kvc.methods.squad.losses import Kd, Mix, Predicted, TeacherForcing, Term
 from kvc.methods.squad.mean_pool import MeanPool
 from kvc.methods.squad.memory_size import row_bytes
-from kvc.methods.squad.readers import AnchorReader, Reader, SlotReader, TextReader, check_anchors
+from kvc.methods.squad.readers import TextReader
 from kvc.methods.squad.reading import Reading, Tokens
 from kvc.methods.squad.records import graded
 from kvc.methods.squad.scale import embedding_rms
 from kvc.methods.squad.scoring import summarize
-from kvc.methods.squad.source import EMBEDDINGS, Source
+from kvc.methods.squad.settings import check_control, check_settings, make_reader
+from kvc.methods.squad.source import Source
 
 QUERIES = ("queries", "slots", "places", "table")
 """Parameters of compressors that are made for single slots."""
@@ -92,9 +93,7 @@ class ContextCompressor(Method):
         default = Optim(lr=1e-4, lrs={"lora": 5e-5} if lora else {}, weight_decay=0.01, warmup=0.05)
         super().__init__(optim or default, seed)
         if mode in CONTROLS:
-            _without_effect(mode, compressor=compressor, source=source, teacher=teacher, train_budget=train_budget)
-            if not lora:
-                raise UserError(f"model.backbone.lora: the control '{mode}' trains a LoRA, give at least its rank")
+            check_control(mode, lora, positions, compressor, source, teacher, train_budget)
         self.mode, self.budget, self.frozen_decoder = mode, budget or FixedRatio(8), frozen_decoder
         self.train_budget = train_budget or self.budget
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
@@ -109,57 +108,14 @@ class ContextCompressor(Method):
             self.mix = Mix(terms, width)
         self.teacher: Any
         self.compressor = made
-        self.reader = self._reader(made, source, positions)
+        bos = self.tokenizer.bos_token_id
+        self.reader = make_reader(made, source, positions, self.base, self.backbone, max_length, bos)
         self.teaching, self.teacher = teacher, None
-        self.arms = Arms(self.tokenizer, max_length, max_new_tokens, seed)
+        pieces = None if isinstance(made, Anchors) else max_length
+        self.arms = Arms(self.tokenizer, pieces, max_new_tokens, seed)
         self.stored = Stored(baselines or [])
         self._identity = self.base.identity(seed)
-        self._check()
-
-    def _reader(
-        self, compressor: SlotCompressor | Anchors | None, source: Source | None, positions: Positions
-    ) -> Reader:
-        lora = self.base.lora is not None
-        if compressor is None:
-            if positions == "spread":
-                raise UserError(f"model.positions: has no effect with model.mode {self.mode}")
-            return TextReader()
-        if isinstance(compressor, Anchors):
-            if source is not None:
-                raise UserError("model.source: has no effect with anchors, which are the model's own keys and values")
-            check_anchors(self.backbone, positions, self.base.gradient_checkpointing, lora)
-            return AnchorReader(compressor)
-        source = source or Source()
-        source.check(self.backbone)
-        if source.states == EMBEDDINGS and not source.frozen:
-            raise UserError("model.source.frozen: embeddings are never trained, leave it true")
-        if not source.frozen and not lora:
-            raise UserError("model.backbone.lora: a source that is not frozen trains a LoRA, give at least its rank")
-        return SlotReader(source, compressor, self.max_length, positions)
-
-    def _check(self) -> None:
-        """Refuse settings that do not fit together.
-
-        Raises:
-            UserError: If so.
-        """
-        needs = self.mix.needs
-        if isinstance(self.reader, AnchorReader | TextReader) and "slots" in needs:
-            raise UserError("model.losses: a contrastive term needs slots, which neither anchors nor controls have")
-        if self.mode in CONTROLS and {"gold.teacher", "own.teacher"} & needs:
-            raise UserError(f"model.losses: the control '{self.mode}' learns from answers, not from a teacher")
-        if self.frozen_decoder:
-            adapts = isinstance(self.reader, AnchorReader) or not getattr(self.reader, "source", Source()).frozen
-            if self.base.lora is not None and not (self.mode == "compress" and adapts):
-                raise UserError(
-                    "model.frozen_decoder: nothing would train the LoRA, set model.source.frozen: false or"
-                    " model.backbone.lora: null"
-                )
-            if self.base.gradient_checkpointing and self.base.lora is not None:
-                # What is computed again in the backward pass would find the adapters on.
-                raise UserError("model.frozen_decoder: does not go together with backbone.gradient_checkpointing")
-        if self.teaching is not None and not {"gold.teacher", "own.teacher"} & needs:
-            raise UserError("model.teacher: has no effect, no term of model.losses learns from it")
+        check_settings(mode, self.mix.needs, self.reader, self.base, frozen_decoder, teacher is not None)
 
     def base_identity(self) -> dict[str, Any]:
         """Name and hash of the base model."""
@@ -195,7 +151,7 @@ class ContextCompressor(Method):
                 cut = split == "train" or data.long_eval == "truncate"
                 longest = data.context_length if cut else None
                 lengths = [len(encoded.context[:longest]) for _, encoded in data.rows(split)]
-                slot_counts(self.budget, torch.tensor(lengths), self.max_length)
+                slot_counts(self.budget, torch.tensor(lengths), self.arms.max_length)
 
     def load_teacher(self) -> None:
         """Load the model that teaches; only training needs it.
@@ -320,15 +276,20 @@ class ContextCompressor(Method):
             wanted |= dict.fromkeys(SIZED, self.budget)
         for name, budget in wanted.items():
             stored = name if budget is None else f"{name} {label(budget)}"
-            arms[name] = self._stored(batch, stored) or self._measured(batch, name, budget)
+            arms[name] = self._stored(batch, stored, budget) or self._measured(batch, name, budget)
         for name in CONTROLS.values():
             if found := self._stored(batch, name):
                 arms[name] = found
         return records_of(batch, arms)
 
-    def _stored(self, batch: Batch, arm: str) -> list[Record]:
+    def _stored(self, batch: Batch, arm: str, budget: Budget | None = None) -> list[Record]:
         found = [self.stored.of(arm, number) for number in batch["id"].tolist()]
-        return [record for record in found if record is not None] if None not in found else []
+        records = [record for record in found if record is not None]
+        if budget is not None:
+            # Other pieces of long texts, other numbers of tokens.
+            counts = self.arms.counts(arm.split()[0], budget, batch["context_mask"].sum(1)).tolist()
+            records = [record for record, count in zip(records, counts) if record["kv_tokens_context"] == count]
+        return records if len(records) == len(found) else []
 
     def _measured(self, batch: Batch, arm: str, budget: Budget | None) -> list[Record]:
         with self._frozen():
@@ -337,9 +298,3 @@ class ContextCompressor(Method):
     def summarize(self, records: Sequence[Record]) -> Summary:
         """F1 and exact match, what is recovered of the full text's, real ratios, and the collapse alarm."""
         return summarize(records, self.seed, self.max_length)
-
-
-def _without_effect(mode: str, **settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None:
-            raise UserError(f"model.{name}: has no effect with model.mode {mode}")

@@ -44,17 +44,26 @@ class SlotReader:
         compressor: Of which width the model is.
         max_length: A longer context is compressed in consecutive pieces of so many tokens, each under the same budget.
         positions: Where the slots stand.
+        bos: Token that stands before each piece while its states are made; None for nothing.
     """
 
-    def __init__(self, source: Source, compressor: SlotCompressor, max_length: int, positions: Positions) -> None:
-        self.source, self.compressor, self.max_length, self.positions = source, compressor, max_length, positions
+    def __init__(
+        self,
+        source: Source,
+        compressor: SlotCompressor,
+        max_length: int,
+        positions: Positions = "compact",
+        bos: int | None = None,
+    ) -> None:
+        self.source, self.compressor, self.max_length = source, compressor, max_length
+        self.positions, self.bos = positions, bos
 
     def read(self, model: PreTrainedModel, head: Tokens, context: Tokens, budget: Budget) -> Reading:
         """See `Reader`."""
         batch = len(context.ids)
         # Positions count from the left, so the text must begin there.
-        ids, mask = split(context.ids, context.mask, self.max_length)
-        states = self.source.encode(model, ids, mask)
+        ids, mask = split(*context.right(), self.max_length)
+        states = self.source.encode(model, ids, mask, self.bos)
         slots = join(self.compressor(states, mask, budget), batch)
         with torch.no_grad():
             valid = states.detach().float().masked_fill(~mask[..., None], 0.0).sum(1).view(batch, -1, states.shape[-1])

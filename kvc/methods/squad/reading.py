@@ -43,6 +43,11 @@ class Tokens(NamedTuple):
         """Tokens of each row, int64 `[B]`."""
         return self.mask.sum(1)
 
+    def right(self) -> "Tokens":
+        """The same, padded on the right."""
+        order = (~self.mask).long().argsort(dim=1, stable=True)
+        return Tokens(self.ids.gather(1, order), self.mask.gather(1, order))
+
     def left(self) -> "Tokens":
         """The same, padded on the left and no wider than the longest row, but at least one."""
         order = self.mask.long().argsort(dim=1, stable=True)

@@ -11,14 +11,19 @@ from torch import nn
 
 @torch.no_grad()
 def embedding_rms(embeddings: nn.Module) -> float:
-    """Root mean square of the entries of an embedding table."""
+    """Root mean square of what an embedding module gives, over all of its tokens."""
     weight: torch.Tensor = embeddings.weight  # type: ignore[assignment]
-    return float(torch.linalg.vector_norm(weight, dtype=torch.float32) / weight.numel() ** 0.5)
+    largest = torch.linalg.vector_norm(weight, dim=-1).argmax()[None]
+    # Some families scale what they read from the table, each row alike (Gemma).
+    given, row = (torch.linalg.vector_norm(x, dtype=torch.float32) for x in (embeddings(largest), weight[largest]))
+    rms = torch.linalg.vector_norm(weight, dtype=torch.float32) / weight.numel() ** 0.5
+    return float(rms * given / row.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def output_norm(width: int, rms: float) -> nn.LayerNorm:
     """A layer norm whose output has the root mean square `rms` at the start; gain and bias are trained."""
-    norm = nn.LayerNorm(width)
+    # Means of embeddings have a variance below the usual eps of 1e-5, which would shrink the output.
+    norm = nn.LayerNorm(width, eps=1e-12)
     nn.init.constant_(norm.weight, rms)
     return norm
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
@@ -59,20 +60,27 @@ class Source:
         if self.bidirectional:
             check_standard(model, "a bidirectional source")
 
-    def encode(self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def encode(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bos: int | None = None
+    ) -> torch.Tensor:
         """Source states `[B, S, D]`; padding holds anything.
 
         Args:
             model: A causal LM, with or without PEFT LoRA, in the mode (train, eval) that is wanted.
             input_ids: `[B, S]`, padded on the right.
             attention_mask: `[B, S]`, 0 for padding.
+            bos: Token that the model reads before each text and whose own state is left out; None for nothing. Without
+                the first token that it was trained with, a model makes other states of the whole text.
         """
         if self.states == EMBEDDINGS:
             rows: torch.Tensor = model.get_input_embeddings()(input_ids)
             return rows.detach()
         adapters = getattr(model, "disable_adapter", nullcontext) if self.frozen else nullcontext
         with adapters(), torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self._hidden(model, input_ids, attention_mask)
+            if bos is None:
+                return self._hidden(model, input_ids, attention_mask)
+            ids, mask = (nn.functional.pad(x, (1, 0), value=v) for x, v in ((input_ids, bos), (attention_mask, 1)))
+            return self._hidden(model, ids, mask)[:, 1:]
 
     def _hidden(self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         stack: Any = decoder(model)
