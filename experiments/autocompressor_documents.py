@@ -6,8 +6,16 @@ for seed in 42 43 44; do
     $fit --run_dir runs/ac/full-$seed --model.mode full_attention --model.summary null --model.optim.lrs "{}"
     $fit --run_dir runs/ac/fixed16-$seed
 done
+fit="python -m kvc fit --config configs/autocompressor/tiny.yaml"
+$fit --run_dir runs/ac/replaced --model.summary.accumulate_summary false
+$fit --run_dir runs/ac/random --model.randomize_substeps true
+$fit --run_dir runs/ac/substeps --model.training_substeps 2 --model.segments_per_substep 2
+$fit --run_dir runs/ac/fixed32 --model.summary.summary_length 32
 python -m experiments.autocompressor_documents runs/ac/* \
     --out experiments/results/autocompressor_tiny.json --png experiments/results/autocompressor_tiny.png
+
+On real text: the same with `--data.path FILE --data.lessons 0 --data.other_targets 1 --trainer.max_epochs 8`, in another
+folder.
 
 Every arm is scored on the last segment of the same held-out documents. The controls are tuned on the same data:
 without any context, and with all of it. `recovered` is (nothing - arm) / (nothing - full), in loss per token;
