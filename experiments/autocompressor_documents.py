@@ -160,7 +160,7 @@ def picture(rows: dict[str, dict[str, Any]]) -> Figure:
     right.set_yticks(places, [name.replace(", ", ",\n", 1) for name in settings], fontsize="x-small")
     right.invert_yaxis()
     right.axvline(1, color="0.35", lw=1.1)
-    right.set_xlabel("share of the gap between no context and full text that is recovered")
+    right.set_xlabel("share of the gap that is recovered")
     for axis in (left, right):
         axis.grid(alpha=0.25)
     return figure

@@ -42,7 +42,7 @@ SOFT = "soft"
 def settings_of(name: str) -> tuple[int, str, float]:
     """Most vectors, gate and lambda of a label; the gate says too whether stops were drawn in training."""
     most, gate, weight, *drawn = name.split(", ")
-    return int(most.split()[2]), " ".join([gate.removeprefix("gate "), *drawn]), float(weight.removeprefix("lambda "))
+    return int(most.split()[2]), ", ".join([gate.removeprefix("gate "), *drawn]), float(weight.removeprefix("lambda "))
 
 
 def segments(items: list[Item], name: str) -> list[list[dict[str, float]]]:
@@ -138,7 +138,8 @@ def picture(rows: dict[str, dict[str, Any]], nothing: Value, full: Value) -> Fig
         if gate == most:
             right.plot(list(known), list(known.values()), marker="o", ms=3, label=f"$\\lambda$ = {weight:g}")
     right.set_xlabel("facts that the segment tells")
-    right.set_ylabel(f"vectors of the segment, gate {most}")
+    right.set_ylabel("vectors of the segment")
+    left.margins(x=0.12)
     for axis in (left, right):
         axis.grid(alpha=0.25)
         axis.legend(fontsize="x-small")
