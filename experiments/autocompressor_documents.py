@@ -14,8 +14,8 @@ $fit --run_dir runs/ac/fixed32 --model.summary.summary_length 32
 python -m experiments.autocompressor_documents runs/ac/* \
     --out experiments/results/autocompressor_tiny.json --png experiments/results/autocompressor_tiny.png
 
-On real text: the same with `--data.path FILE --data.lessons 0 --data.other_targets 1 --trainer.max_epochs 8`, in another
-folder.
+On real text: the same with `--data.path FILE --data.lessons 0 --data.other_targets 1 --trainer.max_epochs 8`, in
+another folder.
 
 Every arm is scored on the last segment of the same held-out documents. The controls are tuned on the same data:
 without any context, and with all of it. `recovered` is (nothing - arm) / (nothing - full), in loss per token;
