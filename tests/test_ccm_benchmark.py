@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments.benchmarks import ccm
+from experiments.benchmarks import ccm, rounds
 from kvc.errors import UserError
 from kvc.methods.ccm.recurrent import CompressedMemory
 
@@ -117,7 +117,7 @@ def test_arms_take_turns_and_the_first_is_the_base(monkeypatch: pytest.MonkeyPat
         value = next(seconds[order[-1]])
         return {"wall": value, "processor": 2 * value}
 
-    monkeypatch.setattr(ccm, "timed", timed)
+    monkeypatch.setattr(rounds, "timed", timed)
     result = ccm.race({"a": lambda: "a", "b": lambda: "b"}, 3, "cpu")
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert result["median_seconds"] == {"a": {"wall": 2, "processor": 4}, "b": {"wall": 4, "processor": 8}}

@@ -17,8 +17,6 @@ GPU what was allocated. With more substeps the block grows, and with it the soft
 """
 
 import argparse
-import gc
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Sequence
@@ -31,8 +29,9 @@ import torch.distributed
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from experiments.benchmarks.ccm import SHAPES, race, status_bytes
+from experiments.benchmarks.ccm import SHAPES, race
 from experiments.benchmarks.decode import device_name
+from experiments.benchmarks.meters import in_child, peak_of
 from kvc.core.files import write_json
 from kvc.core.seeds import DEFAULT_SEED
 from kvc.errors import UserError
@@ -149,39 +148,19 @@ def plain_step(compressor: Compressor, ids: torch.Tensor, sizes: Sizes, substeps
 # ---------------------------------------------------------------------- memory
 
 
-def _peak_in_child(sizes: Sizes, arm: str, substeps: int, threads: int, pipe: Any) -> None:
-    torch.set_num_threads(threads)
+def _peak_on_cpu(sizes: Sizes, arm: str, substeps: int) -> int:
     compressor = make_compressor(sizes, "cpu")
     small = sizes._replace(length=4)
     step(compressor, arm, draw(small, 1, "cpu"), small, 1)
-    gc.collect()
-    # Writing 5 resets the high-water mark, which imports have left far above what is in use.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status_bytes("VmRSS")
-    step(compressor, arm, draw(sizes, substeps, "cpu"), sizes, substeps)
-    pipe.send(status_bytes("VmHWM") - before)
+    return peak_of(lambda: step(compressor, arm, draw(sizes, substeps, "cpu"), sizes, substeps), "cpu")
 
 
 def peak_bytes(compressor: Compressor, sizes: Sizes, arm: str, substeps: int) -> int:
     """Memory that one step needs beyond the model and what a first step leaves."""
     if compressor.model.device.type == "cuda":
         ids = draw(sizes, substeps, "cuda")
-        gc.collect()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step(compressor, arm, ids, sizes, substeps)
-        return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_peak_in_child, args=(sizes, arm, substeps, torch.get_num_threads(), sender))
-    # What is freed goes back at once; read by the C library when a process starts.
-    os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
-    child.start()
-    sender.close()
-    try:
-        return int(receiver.recv())
-    finally:
-        child.join()
+        return peak_of(lambda: step(compressor, arm, ids, sizes, substeps), "cuda")
+    return int(in_child(_peak_on_cpu, sizes, arm, substeps, give_back=True))
 
 
 def measure(sizes: Sizes, counts: Sequence[int], rounds: int, device: str) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ process of its own, on a GPU what was allocated.
 
 import argparse
 import gc
-import multiprocessing
 import os
 import statistics
 import time
@@ -37,6 +36,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from experiments.benchmarks.decode import device_name
+from experiments.benchmarks.meters import Arm, in_child, peak_of, timed
+from experiments.benchmarks.rounds import UNITS, run
 from kvc.core.backbone import Lora, add_lora
 from kvc.core.files import write_json
 from kvc.core.masks import Kind, visibility
@@ -82,7 +83,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama8b": {**_LARGE, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128},
 }
 """Fields of a Llama with random weights."""
-Arm = Callable[[], Any]
 
 
 def make_compressor(shape: str, kind: Kind, device: str, attention: str = "sdpa", **settings: Any) -> Compressor:
@@ -113,30 +113,12 @@ def joined(compressor: Compressor, chunks: Sequence[torch.Tensor], tail: torch.T
 # ---------------------------------------------------------------------- clocks
 
 
-def timed(arm: Arm, device: str) -> dict[str, float]:
-    """Seconds of one call, on the wall and of the processor."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
-    arm()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-
-
 def race(arms: dict[str, Arm], rounds: int, device: str) -> dict[str, Any]:
     """Median seconds of each arm, and their ratios to the first one."""
     names = list(arms)
-    for name in names:
-        arms[name]()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for turn in range(rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            runs[name].append(timed(arms[name], device))
-    units = ("wall", "processor")
-    median = {name: {unit: statistics.median(run[unit] for run in runs[name]) for unit in units} for name in names}
-    ratio = {name: {u: round(median[name][u] / median[names[0]][u], 3) for u in units} for name in names[1:]}
+    runs = run(arms, rounds, device)
+    median = {name: {unit: statistics.median(one[name][unit] for one in runs) for unit in UNITS} for name in names}
+    ratio = {name: {u: round(median[name][u] / median[names[0]][u], 3) for u in UNITS} for name in names[1:]}
     seconds = {name: {unit: round(value, 5) for unit, value in found.items()} for name, found in median.items()}
     return {"median_seconds": seconds, f"ratio_to_{names[0]}": ratio}
 
@@ -144,12 +126,6 @@ def race(arms: dict[str, Arm], rounds: int, device: str) -> dict[str, Any]:
 def exponent(lengths: Sequence[int], seconds: Sequence[float]) -> float:
     """Slope of log seconds over log length, by least squares."""
     return round(float(np.polyfit(np.log(lengths), np.log(seconds), 1)[0]), 3)
-
-
-def status_bytes(name: str) -> int:
-    """A field of the process's own status, in bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 # ---------------------------------------------------------------------- training
@@ -175,39 +151,18 @@ def training_step(compressor: Compressor, form: str, chunks: Sequence[torch.Tens
     return float(loss.detach())
 
 
-def _peak_in_child(shape: str, kind: Kind, form: str, sizes: tuple[int, int, int], threads: int, pipe: Any) -> None:
-    torch.set_num_threads(threads)
+def _peak_on_cpu(shape: str, kind: Kind, form: str, batch: int, segments: int, length: int) -> int:
     compressor = make_compressor(shape, kind, "cpu")
-    batch, segments, length = sizes
     *chunks, tail = draw(compressor, batch, *[length] * (segments + 1))
     training_step(compressor, form, [chunks[0][:, :4]], tail[:, :4])
-    gc.collect()
-    # Writing 5 resets the high-water mark, which imports have left far above what is in use.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status_bytes("VmRSS")
-    training_step(compressor, form, chunks, tail)
-    pipe.send(status_bytes("VmHWM") - before)
+    return peak_of(lambda: training_step(compressor, form, chunks, tail), "cpu")
 
 
 def peak_bytes(compressor: Compressor, shape: str, form: str, chunks: list[torch.Tensor], tail: torch.Tensor) -> int:
     """Memory that one step needs beyond model and input."""
     if compressor.model.device.type == "cuda":
-        gc.collect()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        training_step(compressor, form, chunks, tail)
-        return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    sizes = (len(tail), len(chunks), tail.shape[1])
-    arguments = (shape, compressor.kind, form, sizes, torch.get_num_threads(), sender)
-    child = context.Process(target=_peak_in_child, args=arguments)
-    child.start()
-    sender.close()
-    try:
-        return int(receiver.recv())
-    finally:
-        child.join()
+        return peak_of(lambda: training_step(compressor, form, chunks, tail), "cuda")
+    return int(in_child(_peak_on_cpu, shape, compressor.kind, form, len(tail), len(chunks), tail.shape[1]))
 
 
 def training(options: argparse.Namespace, device: str) -> list[dict[str, Any]]:

@@ -10,15 +10,14 @@ On a shared CPU the wall clock tells of the neighbours too, so processor seconds
 """
 
 import argparse
-import multiprocessing
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from experiments.benchmarks.meters import in_child, peak_of, timed
 from kvc.core.files import write_json
 from kvc.eviction.importance import past_importance
 from kvc.eviction.redundancy import redundancy
@@ -102,50 +101,18 @@ def arms_that_fit(length: int, device: str) -> tuple[list[str], str | None]:
     return ["exact", "projected", "importance"], f"skipped: the literal form would need {gib}"
 
 
-def timed(arm: str, keys: torch.Tensor) -> dict[str, float]:
-    """Seconds of one call, on the wall and of the processor."""
-    if keys.is_cuda:
-        torch.cuda.synchronize()
-    wall, processor = time.perf_counter(), time.process_time()
-    ARMS[arm](keys)
-    if keys.is_cuda:
-        torch.cuda.synchronize()
-    return {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-
-
-def _peak_in_child(arm: str, kind: str, length: int, threads: int, pipe: Any) -> None:
-    torch.set_num_threads(threads)
+def _peak_on_cpu(arm: str, kind: str, length: int) -> int:
     keys = make_keys(kind, length, "cpu")
     ARMS[arm](make_keys(kind, 64, "cpu"))
-    # Writing 5 resets the high-water mark, which importing torch has left far above what is in use.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = _status_bytes("VmRSS")
-    ARMS[arm](keys)
-    pipe.send(_status_bytes("VmHWM") - before)
-
-
-def _status_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return peak_of(lambda: ARMS[arm](keys), "cpu")
 
 
 def peak_bytes(arm: str, kind: str, length: int, device: str) -> int:
     """Memory that one call needs beyond its input."""
     if device == "cuda":
         keys = make_keys(kind, length, device)
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        ARMS[arm](keys)
-        return torch.cuda.max_memory_allocated() - before
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_peak_in_child, args=(arm, kind, length, torch.get_num_threads(), sender))
-    child.start()
-    sender.close()
-    try:
-        return int(receiver.recv())
-    finally:
-        child.join()
+        return peak_of(lambda: ARMS[arm](keys), device)
+    return int(in_child(_peak_on_cpu, arm, kind, length))
 
 
 def measure(kind: str, length: int, rounds: int, device: str) -> dict[str, Any]:
@@ -154,7 +121,7 @@ def measure(kind: str, length: int, rounds: int, device: str) -> dict[str, Any]:
     arms, note = arms_that_fit(length, device)
     for arm in arms:
         ARMS[arm](keys[:, :, :1024])
-    runs = [{arm: timed(arm, keys) for arm in arms} for _ in range(rounds)]
+    runs = [{arm: timed(lambda arm=arm: ARMS[arm](keys), device) for arm in arms} for _ in range(rounds)]
     medians = {unit: {arm: statistics.median(run[arm][unit] for run in runs) for arm in arms} for unit in UNITS}
     result: dict[str, Any] = {
         "keys": kind,

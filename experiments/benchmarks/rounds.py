@@ -4,16 +4,12 @@ Each round runs every arm once and begins with another one. Rounds are what inte
 so that a ratio or any other figure of several arms is compared within rounds. Figures are made of medians over rounds.
 """
 
-import gc
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from experiments.benchmarks.ccm import Arm, status_bytes, timed
+from experiments.benchmarks.meters import Arm, peak_of, timed
 from kvc.core.seeds import DEFAULT_SEED
 
 UNITS = ("wall", "processor")
@@ -59,19 +55,8 @@ def peaks(arms: dict[str, Arm], device: str) -> dict[str, int]:
     On a CPU the process should give freed memory back at once, which `MALLOC_TRIM_THRESHOLD_` and
     `MALLOC_MMAP_THRESHOLD_` decide before it starts.
     """
-    return {name: _peak(arm, device) for name, arm in arms.items()}
-
-
-def _peak(arm: Callable[[], Any], device: str) -> int:
-    arm()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    found = {}
+    for name, arm in arms.items():
         arm()
-        return torch.cuda.max_memory_allocated() - before
-    # Writing 5 resets the high-water mark, which imports have left far above what is in use.
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = status_bytes("VmRSS")
-    arm()
-    return status_bytes("VmHWM") - before
+        found[name] = peak_of(arm, device)
+    return found

@@ -29,7 +29,6 @@ process of its own, on a GPU what was allocated.
 
 import argparse
 import gc
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -38,8 +37,8 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.ccm import Arm
 from experiments.benchmarks.decode import device_name
+from experiments.benchmarks.meters import Arm, in_child
 from experiments.benchmarks.rounds import UNITS, Medians, described, medians, peaks, run
 from experiments.benchmarks.squad_models import SHAPES, TRAINED, WAYS, Sizes
 from experiments.benchmarks.squad_serving import figures, lengths_that_pay, serving
@@ -124,24 +123,12 @@ def peak_mib(part: str, sizes: Sizes, names: list[str], device: str, arms: dict[
 
 
 def _in_child(part: str, sizes: Sizes, names: list[str]) -> dict[str, int]:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(part, sizes, names, torch.get_num_threads(), sender))
-    # What is freed goes back at once; read by the C library when a process starts.
-    os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), "65536")
-    child.start()
-    sender.close()
-    try:
-        found: dict[str, int] = receiver.recv()
-        return found
-    finally:
-        child.join()
+    found: dict[str, int] = in_child(_peaks_on_cpu, part, sizes, names, give_back=True)
+    return found
 
 
-def _child(part: str, sizes: Sizes, names: list[str], threads: int, pipe: Any) -> None:
-    torch.set_num_threads(threads)
-    arms = serving(sizes, names, "cpu").arms if part == "serving" else training(sizes, names, "cpu")
-    pipe.send(peaks(arms, "cpu"))
+def _peaks_on_cpu(part: str, sizes: Sizes, names: list[str]) -> dict[str, int]:
+    return peaks(serving(sizes, names, "cpu").arms if part == "serving" else training(sizes, names, "cpu"), "cpu")
 
 
 def sizes_of(options: argparse.Namespace, batch: int, context: int) -> Sizes:

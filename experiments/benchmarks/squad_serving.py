@@ -8,7 +8,7 @@ import torch
 
 from experiments.benchmarks import break_even
 from experiments.benchmarks.break_even import Cost
-from experiments.benchmarks.ccm import Arm
+from experiments.benchmarks.meters import Arm
 from experiments.benchmarks.rounds import Medians, described
 from experiments.benchmarks.squad_models import KEEPERS, Sizes, backbone, draw, maker
 from kvc.cache.memory import KVMemory

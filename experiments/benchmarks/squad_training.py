@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from experiments.benchmarks.ccm import Arm
+from experiments.benchmarks.meters import Arm
 from experiments.benchmarks.squad_models import Sizes, backbone, draw, maker
 from kvc.core.backbone import Lora
 from kvc.core.seeds import DEFAULT_SEED
