@@ -74,7 +74,8 @@ def _source(settings: dict[str, Any]) -> str:
         return "embeddings"
     name = "frozen states" if source.frozen else "adapted states"
     name += "" if source.states == LAST else f" of layer {source.states.split(':')[1]}"
-    return name if source.bidirectional else f"{name} read causally"
+    name = name if source.bidirectional else f"{name} read causally"
+    return f"{name} and embeddings" if source.residual else name
 
 
 def _budget(settings: dict[str, Any] | None) -> str:

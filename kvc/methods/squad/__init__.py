@@ -8,6 +8,7 @@ from kvc.methods.squad.cross_attention import CrossAttention
 from kvc.methods.squad.evaluation import TextBaselines
 from kvc.methods.squad.interface import SlotCompressor, Slots
 from kvc.methods.squad.latent import Latent
+from kvc.methods.squad.lessons import Lessons
 from kvc.methods.squad.mean_pool import MeanPool
 from kvc.methods.squad.module import ContextCompressor
 from kvc.methods.squad.pooling import WeightedPooling
@@ -23,6 +24,7 @@ __all__ = [
     "FixedRatio",
     "FixedSlots",
     "Latent",
+    "Lessons",
     "MeanPool",
     "SlotCompressor",
     "Slots",

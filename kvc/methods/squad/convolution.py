@@ -19,7 +19,8 @@ class Convolution(SlotCompressor):
 
     States are brought to unit scale first: embeddings are so small that the gate would see little but its biases. A
     frame at an edge is divided by the share of its kernel that lies on the text (partial convolution), so padding
-    changes nothing. Parameters: (D k + D) + (2 D^2 + 2 D) + 2 D. Nothing is made for single slots: any budget will do.
+    changes nothing. It starts near mean pooling: the kernel takes most of its own token, the gate hands through.
+    Parameters: (D k + D) + (2 D^2 + 2 D) + 2 D. Nothing is made for single slots: any budget will do.
 
     Args:
         width: D.
@@ -43,6 +44,12 @@ class Convolution(SlotCompressor):
         self.conv = nn.Conv1d(width, width, 2 * self.step, groups=width)
         self.gate = nn.Linear(width, 2 * width)
         self.norm_out = output_norm(width, rms)
+        with torch.no_grad():
+            self.conv.weight.mul_(0.1)
+            self.conv.weight[:, 0, self.step - 1 if stride_mode == "dense" else self.step] += 1.0
+            # Half of the signal, where tanh is nearly straight; the sigmoid of next to nothing is the same for all.
+            self.gate.weight.mul_(0.1)
+            self.gate.weight[:width] += 0.5 * torch.eye(width)
 
     def compress(
         self, states: torch.Tensor, mask: torch.Tensor, plan: Plan

@@ -23,6 +23,7 @@ from kvc.methods.squad.budget import Budget, FixedRatio
 from kvc.methods.squad.evaluation import NEEDS, records_of
 from kvc.methods.squad.interface import SlotCompressor
 from kvc.methods.squad.lesson import geometry, look
+from kvc.methods.squad.lessons import Lessons
 from kvc.methods.squad.losses import Kd, Mix, Predicted, TeacherForcing, Term
 from kvc.methods.squad.mean_pool import MeanPool
 from kvc.methods.squad.memory_size import row_bytes
@@ -31,7 +32,7 @@ from kvc.methods.squad.reading import Reading, Tokens
 from kvc.methods.squad.records import graded
 from kvc.methods.squad.scale import embedding_rms
 from kvc.methods.squad.scoring import summarize
-from kvc.methods.squad.settings import check_control, check_settings, make_reader
+from kvc.methods.squad.settings import check_control, check_lessons, check_settings, make_reader
 from kvc.methods.squad.source import Source
 
 QUERIES = ("queries", "slots", "places", "table")
@@ -58,6 +59,7 @@ class ContextCompressor(Method):
         positions: Where slots stand: `compact`, as a short text, or `spread` over the places of the text.
         frozen_decoder: Read slots and answer without the adapters, which then only read the text.
         train_budget: Budget of training steps; null for `budget`.
+        lessons: Short texts and many slots first; null for whole contexts under the budget from the first step.
         max_length: Tokens that are compressed at once; a longer text is compressed in pieces.
         max_new_tokens: Limit of an answer.
         baselines: Run folders of `TextBaselines` and of trained controls on the same questions, whose arms stand beside
@@ -66,7 +68,7 @@ class ContextCompressor(Method):
         seed: Seed of the run.
     """
 
-    needs: ClassVar[tuple[str, ...]] = (*NEEDS, "group")
+    needs: ClassVar[tuple[str, ...]] = (*NEEDS, "group", "span")
     headline: ClassVar[tuple[str, ...]] = ("f1", "em", "f1_recovered", "ratio", "kv_tokens_context")
     frozen = ("backbone", "teacher")
 
@@ -82,6 +84,7 @@ class ContextCompressor(Method):
         positions: Positions = "compact",
         frozen_decoder: bool = False,
         train_budget: Budget | None = None,
+        lessons: Lessons | None = None,
         max_length: int = 512,
         max_new_tokens: int = 32,
         baselines: list[str] | None = None,
@@ -95,7 +98,7 @@ class ContextCompressor(Method):
         if mode in CONTROLS:
             check_control(mode, lora, positions, compressor, source, teacher, train_budget)
         self.mode, self.budget, self.frozen_decoder = mode, budget or FixedRatio(8), frozen_decoder
-        self.train_budget = train_budget or self.budget
+        self.train_budget, self.lessons, self.progress = train_budget or self.budget, lessons, 0.0
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
         self.tokenizer = self.base.load_tokenizer()
         with torch.random.fork_rng(devices=[]):
@@ -146,6 +149,8 @@ class ContextCompressor(Method):
             self.stored.check()
             self.load_teacher()
         data: Any = self._trainer.datamodule if self._trainer is not None else None  # type: ignore[attr-defined]
+        if stage == "fit" and self.lessons is not None:
+            check_lessons(self.train_budget, getattr(data, "scope", "context"))
         if getattr(self.budget, "policy", None) == "refuse" and getattr(data, "scope", "") == "context":
             for split in ("train", "val") if stage == "fit" else (data.eval_split,):
                 cut = split == "train" or data.long_eval == "truncate"
@@ -171,8 +176,9 @@ class ContextCompressor(Method):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Tell the compressor how much of the training is over."""
         super().on_train_batch_start(batch, batch_idx)
+        self.progress = self.global_step / self.total_steps()
         if isinstance(self.compressor, SlotCompressor):
-            self.compressor.progress = self.global_step / self.total_steps()
+            self.compressor.progress = self.progress
 
     def step(self, batch: Batch) -> StepOutput:
         """The terms of the loss in training; in validation the cross-entropy of the answers, whatever the terms."""
@@ -180,17 +186,32 @@ class ContextCompressor(Method):
             gold = self.predict(self.read(batch), batch, Tokens.of(batch, "answer"))
             loss = F.cross_entropy(gold.logits.float(), gold.targets, reduction="sum")
             return StepOutput(loss, torch.tensor(len(gold.targets), device=loss.device))
+        if self.lessons is not None:
+            batch = self.lessons.shortened(batch, self.progress)
         evidence, gold = look(self, self.mix, batch)
         mixed = self.mix(evidence, torch.tensor(len(gold.targets), device=gold.targets.device))
         return StepOutput(mixed.loss_sum, mixed.num_tokens, {**mixed.raw, **geometry(evidence, self.rms)})
 
-    def read(self, batch: Batch) -> Reading:
-        """What stands for head and context of a batch: slots, anchors, or in controls the text or nothing."""
+    def read(self, batch: Batch, budget: Budget | None = None) -> Reading:
+        """What stands for head and context of a batch: slots, anchors, or in controls the text or nothing.
+
+        Args:
+            batch: See `kvc.data.squad.Squad`.
+            budget: That of the mode, training or evaluation, if null.
+        """
         if self.mode == "no_context":
             head = bare(batch, self.tokenizer)
             return self.reader.read(self.backbone, head, nothing(head), self.budget)
         head, context = Tokens.of(batch, "head"), Tokens.of(batch, "context")
-        return self.reader.read(self.backbone, head, context, self.train_budget if self.training else self.budget)
+        return self.reader.read(self.backbone, head, context, budget or self._budget())
+
+    def _budget(self) -> Budget:
+        if not self.training:
+            return self.budget
+        if self.lessons is None:
+            return self.train_budget
+        most = self.compressor.most if isinstance(self.compressor, SlotCompressor) else None
+        return self.lessons.budget(self.train_budget, self.progress, most)
 
     def predict(self, reading: Reading, batch: Batch, answer: Tokens) -> Predicted:
         """Predictions of answers that follow the questions."""
@@ -204,10 +225,10 @@ class ContextCompressor(Method):
     @torch.no_grad()
     def say(self, batch: Batch, sample: bool = False) -> torch.Tensor:
         """Answers of the student itself, `[B, L]` with -100 for padding, without dropout."""
-        training = self.training
+        training, budget = self.training, self._budget()
         self.eval()
         try:
-            reading = self.read(batch)
+            reading = self.read(batch, budget)
             with self._decoder():
                 ends = end_tokens(self.backbone, self.tokenizer)
                 return answer(self.backbone, reading, self._tail(batch), self.max_new_tokens, ends, sample).ids

@@ -9,6 +9,7 @@ from kvc.errors import UserError
 from kvc.methods.squad.anchor import Anchors
 from kvc.methods.squad.assembly import Positions
 from kvc.methods.squad.baselines import CONTROLS
+from kvc.methods.squad.budget import Budget
 from kvc.methods.squad.interface import SlotCompressor
 from kvc.methods.squad.readers import AnchorReader, Reader, SlotReader, TextReader, check_anchors
 from kvc.methods.squad.source import EMBEDDINGS, Source
@@ -31,6 +32,22 @@ def check_control(
             raise UserError(f"model.{name}: has no effect with model.mode {mode}")
     if not lora:
         raise UserError(f"model.backbone.lora: the control '{mode}' trains a LoRA, give at least its rank")
+
+
+def check_lessons(budget: Budget, scope: str) -> None:
+    """Refuse lessons for which contexts cannot be shortened.
+
+    Args:
+        budget: Of training steps.
+        scope: What is compressed, see `kvc.data.squad.Squad`.
+
+    Raises:
+        UserError: If so.
+    """
+    if scope == "prompt":
+        raise UserError("model.lessons: would cut the question off a prompt that is compressed whole, use null")
+    if getattr(budget, "policy", None) == "refuse":
+        raise UserError("model.lessons: shorten texts, which the policy 'refuse' of the budget forbids; use null")
 
 
 def make_reader(

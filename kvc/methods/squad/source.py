@@ -31,11 +31,14 @@ class Source:
             layer); `hidden:last`: after the last layer and the final norm.
         bidirectional: Tokens see what follows them, too.
         frozen: States of the base model without adapters, and without gradient; false trains the adapters that are on.
+        residual: Add the embeddings of the tokens to their states, which are brought to half of an embedding's size, so
+            that slots can begin as the text itself.
     """
 
     states: str = LAST
     bidirectional: bool = True
     frozen: bool = True
+    residual: bool = False
 
     def __post_init__(self) -> None:
         """Check the name.
@@ -45,6 +48,8 @@ class Source:
         """
         if self.states != EMBEDDINGS and not _HIDDEN.fullmatch(self.states):
             raise UserError(f"source.states: {self.states!r} is unknown, use embeddings, hidden:last or hidden:NUMBER")
+        if self.residual and self.states == EMBEDDINGS:
+            raise UserError("source.residual: adds the embeddings to contextual states, leave it false for embeddings")
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that cannot give these states.
@@ -75,6 +80,15 @@ class Source:
         if self.states == EMBEDDINGS:
             rows: torch.Tensor = model.get_input_embeddings()(input_ids)
             return rows.detach()
+        states = self._contextual(model, input_ids, attention_mask, bos)
+        if not self.residual:
+            return states
+        rows = model.get_input_embeddings()(input_ids).detach()
+        return rows + 0.5 * _rms(rows) * states / _rms(states).clamp(min=1e-12)
+
+    def _contextual(
+        self, model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor, bos: int | None
+    ) -> torch.Tensor:
         adapters = getattr(model, "disable_adapter", nullcontext) if self.frozen else nullcontext
         with adapters(), torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if bos is None:
@@ -95,6 +109,11 @@ class Source:
             int(self.states.split(":")[1])
         ]
         return states
+
+
+def _rms(states: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each state, `[..., 1]`."""
+    return states.float().pow(2).mean(-1, keepdim=True).sqrt().to(states.dtype)
 
 
 def two_way(model: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor | BlockMask:
