@@ -181,8 +181,8 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
         ({"compressor": cls("MeanPool", **given), "source": source, "losses": usual}, "MeanPool of adapted states, r4"),
         ({"source": {"states": "embeddings"}, "budget": None}, "MeanPool of embeddings, r8"),
         (
-            {"source": {"states": "hidden:3", "bidirectional": False}},
-            "MeanPool of frozen states of layer 3 read causally, r4",
+            {"source": {"states": "hidden:3", "bidirectional": False, "residual": True}},
+            "MeanPool of frozen states of layer 3 read causally and embeddings, r4",
         ),
         ({"compressor": cls("Anchors", bidirectional=True)}, "Anchors, r4"),
         (

@@ -194,6 +194,16 @@ def test_the_gate_of_the_convolution_reads_small_states_as_it_does_large_ones(mo
     torch.testing.assert_close(small, large, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("mode", ["dense", "strided"])
+@torch.no_grad()
+def test_an_untrained_convolution_is_close_to_mean_pooling(mode: Any) -> None:
+    torch.manual_seed(0)
+    made, text = Convolution(D, 1.0, slots=128, stride_mode=mode).eval(), row(40)
+    slots = made(text, torch.ones(1, 40), FixedRatio(4)).slots
+    means = MeanPool(D, 1.0, project=False)(text, torch.ones(1, 40), FixedRatio(4)).slots
+    assert torch.cosine_similarity(slots, means, dim=-1).mean() > (0.8 if mode == "dense" else 0.3)
+
+
 @torch.no_grad()
 def test_relative_rms_counts_real_slots_only() -> None:
     slots = torch.full((1, 3, 4), 6.0)

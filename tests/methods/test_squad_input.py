@@ -68,6 +68,21 @@ def test_states_are_those_of_a_text_behind_bos(tiny_folder: Any, states: str, bi
         torch.testing.assert_close(found[row : row + 1, :size], expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_residual_states_are_half_as_large_as_the_embeddings_they_are_added_to(tiny_folder: Any) -> None:
+    base = model(tiny_folder)
+    found = Source("hidden:1", bidirectional=False, residual=True).encode(base, IDS, MASK, bos=1)
+    states = Source("hidden:1", bidirectional=False).encode(base, IDS, MASK, bos=1)
+    rows = base.get_input_embeddings()(IDS)
+    added = found - rows
+    ones = torch.ones(IDS.shape)
+    torch.testing.assert_close(torch.cosine_similarity(added, states, dim=-1)[MASK], ones[MASK], atol=1e-4, rtol=0)
+    sizes = added.square().mean(-1).sqrt() / rows.square().mean(-1).sqrt()
+    torch.testing.assert_close(sizes[MASK], 0.5 * ones[MASK], atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match=r"source.residual: adds the embeddings to contextual states"):
+        Source("embeddings", residual=True)
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_gradient_of_the_source_reaches_adapters_only_where_asked(tiny_folder: Any, frozen: bool) -> None:
     wrapped = model(tiny_folder, lora=Lora(r=2, dropout=0.0))

@@ -120,13 +120,13 @@ class Eased:
     def window(self) -> float | None:
         """Tokens that one slot stands for, where that is fixed and no limit is in the way."""
         ratio = self.budget.window
-        return None if ratio is None or self.most is not None else float(ratio**self.share)
+        # Rounded, so that 3.9999999 does not ask for a slot more.
+        return None if ratio is None or self.most is not None else round(ratio**self.share, 6)
 
     def counts(self, lengths: torch.Tensor) -> torch.Tensor:
         """Slots of each text, int64 `[B]`."""
         asked = self.budget.counts(lengths)
-        # A little less before rounding up: what is whole but for rounding stays.
-        eased = (lengths.double() ** (1 - self.share) * asked.double() ** self.share - 1e-9).ceil().long()
+        eased = (lengths.double() ** (1 - self.share) * asked.double() ** self.share - 1e-6).ceil().long()
         if self.window is not None:
             eased = (lengths.double() / self.window).ceil().long()
         limit = eased if self.most is None else torch.maximum(eased.clamp(max=self.most), asked)
