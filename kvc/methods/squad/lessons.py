@@ -129,8 +129,7 @@ class Eased:
         eased = (lengths.double() ** (1 - self.share) * asked.double() ** self.share - 1e-6).ceil().long()
         if self.window is not None:
             eased = (lengths.double() / self.window).ceil().long()
-        limit = eased if self.most is None else torch.maximum(eased.clamp(max=self.most), asked)
-        return limit.masked_fill(asked == 0, 0)
+        return eased if self.most is None else torch.maximum(eased.clamp(max=self.most), asked)
 
     def width(self, counts: torch.Tensor) -> int:
         """The largest count of the batch; waits for the device."""
