@@ -18,7 +18,7 @@ FULL, NOTHING = "full text, tuned", "no context, tuned"
 TUNED = dict(zip(CONTROLS.values(), (FULL, NOTHING)))
 UNTUNED = dict(zip(PLAIN, ("full text, base model", "no context, base model")))
 PARTS = dict(zip(SIZED, ("first tokens", "last tokens", "random tokens", "untrained means of embeddings")))
-USUAL = {"Kd", "TeacherForcing"}
+DISTILLED = {"Kd", "TeacherForcing"}
 
 
 def label(folder: Path) -> str:
@@ -88,7 +88,9 @@ def _more(settings: dict[str, Any]) -> str:
     """Whatever else differs between the runs of a grid."""
     found = []
     terms = [_written(term) for term in settings["losses"] or []]
-    if terms and set(terms) != USUAL:
+    if not terms or set(terms) == DISTILLED:
+        found.append("distilled")
+    elif terms != ["TeacherForcing"]:
         found.append("loss " + " + ".join(terms))
     if settings.get("positions", "compact") != "compact":
         found.append(f"{settings['positions']} positions")

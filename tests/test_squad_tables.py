@@ -33,7 +33,8 @@ def run(
 ) -> str:
     """Questions of which the first `share` are right, as those of each arm are; F1 of the others is 0.2."""
     (folder / "eval" / "test").mkdir(parents=True)
-    settings = {"mode": "compress", "compressor": None, "source": None, "losses": None, "budget": ratio(4), **model}
+    settings = {"mode": "compress", "compressor": None, "source": None, "budget": ratio(4), **model}
+    settings.setdefault("losses", [cls("losses.TeacherForcing", weight=1.0)])
     config = {"model": {"class_path": "kvc.methods.squad.ContextCompressor", "init_args": settings}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     sizes = {"compressor_parameters": 0 if settings["mode"] != "compress" else 1234, "lora_parameters": 99}
@@ -178,16 +179,19 @@ def test_labels_say_what_differs(tmp_path: Path) -> None:
     brief = [cls("losses.TeacherForcing", weight=0.5), cls("losses.OnPolicyKd", weight=0.3)]
     slots = cls("CrossAttention", slots=32, heads=None, query_init="tokens")
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"compressor": cls("MeanPool", **given), "source": source, "losses": usual}, "MeanPool of adapted states, r4"),
-        ({"source": {"states": "embeddings"}, "budget": None}, "MeanPool of embeddings, r8"),
+        (
+            {"compressor": cls("MeanPool", **given), "source": source, "losses": usual[1:]},
+            "MeanPool of adapted states, r4",
+        ),
+        ({"source": {"states": "embeddings"}, "budget": None, "losses": None}, "MeanPool of embeddings, distilled, r8"),
         (
             {"source": {"states": "hidden:3", "bidirectional": False, "residual": True}},
             "MeanPool of frozen states of layer 3 read causally and embeddings, r4",
         ),
-        ({"compressor": cls("Anchors", bidirectional=True)}, "Anchors, r4"),
+        ({"compressor": cls("Anchors", bidirectional=True), "losses": usual}, "Anchors, distilled, r4"),
         (
             {"compressor": slots, "budget": cls("FixedSlots", slots=32, policy="exact"), "losses": usual[1:]},
-            "CrossAttention(query_init=tokens) of frozen states, loss TeacherForcing, M32",
+            "CrossAttention(query_init=tokens) of frozen states, M32",
         ),
         (
             {"losses": brief, "positions": "spread", "frozen_decoder": True},
