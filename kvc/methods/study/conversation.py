@@ -29,7 +29,9 @@ class Conversation:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
         if getattr(tokenizer, "chat_template", None) is None:
-            raise UserError("model: its tokenizer has no chat template, and a study is a conversation; take a chat model")
+            raise UserError(
+                "model: its tokenizer has no chat template, and a study is a conversation; take a chat model"
+            )
         self.tokenizer, self.layout = tokenizer, layout
 
     def opening(self) -> list[int]:
@@ -53,7 +55,9 @@ class Conversation:
 
     def alone(self, question: str) -> list[int]:
         """A question to a model that has studied nothing, BOS included."""
-        text = self._render([{"role": "user", "content": self.layout.fresh.format(question=question)}], self.layout.thinks)
+        text = self._render(
+            [{"role": "user", "content": self.layout.fresh.format(question=question)}], self.layout.thinks
+        )
         return self._from_start(self._answering(text))
 
     @property

@@ -80,8 +80,8 @@ class MemoryFolder:
         keys = sorted(key for key in theirs.keys() | identity.keys() if theirs.get(key) != identity.get(key))
         phrases = [f"{key} is {theirs.get(key)!r} there and {identity.get(key)!r} here" for key in keys]
         raise UserError(
-            f"{self.path}: holds the memory of another study ({'; '.join(phrases)}); choose another --output, or replace "
-            "it with --recompute"
+            f"{self.path}: holds the memory of another study ({'; '.join(phrases)}); choose another --output, or "
+            "replace it with --recompute"
         )
 
     def clear(self) -> None:
@@ -121,7 +121,10 @@ class MemoryFolder:
         metadata = read_metadata(self.memory)
         study = metadata["user"]["study"]
         shown = {
-            **{key: metadata[key] for key in ("model", "next_position", "rotation", "tokens", "dtype", "versions", "content")},
+            **{
+                key: metadata[key]
+                for key in ("model", "next_position", "rotation", "tokens", "dtype", "versions", "content")
+            },
             **study,
         }
         write_json(self.path / METADATA, shown)

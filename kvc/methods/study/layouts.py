@@ -31,14 +31,14 @@ class Layout:
 
 
 _PROBLEM = (
-    "###Problem:\n{question}\n\nReason step by step inside <think> and </think>, then give the solution after </think>, "
-    r"with the final answer in \boxed{{}}."
+    "###Problem:\n{question}\n\nReason step by step inside <think> and </think>, then give the solution after "
+    r"</think>, with the final answer in \boxed{{}}."
 )
 LAYOUTS: dict[Kind, Layout] = {
     "problem": Layout(
         instruction=(
-            "You are currently learning from some examples of solved problems. Read each of them with care, and keep in "
-            "mind which methods, formulas and checks lead to the answer, so that you can solve new problems with them."
+            "You are currently learning from some examples of solved problems. Read each of them with care, and keep "
+            "in mind which methods, formulas and checks lead to the answer, so that you can solve new problems with them."
         ),
         start="Okay, my learning begins:\n\n",
         done="Learning has completed.",

@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """Name of a folder for the memory: model, budget, window, complexity, mode, rotation, documents, epochs, hash."""
+        """A folder name: model, budget, window, complexity, mode, rotation, documents, epochs if several, hash."""
         s = self.settings
         model = re.sub(r"[^A-Za-z0-9.-]+", "-", PurePath(self.identity["model"]["name"]).name)
         parts = [model, s.budget or "full", s.window, s.summary_complexity, s.mode, s.rotation.replace(":", "")]
