@@ -22,12 +22,10 @@ class Arm:
     Attributes:
         name: Of `ARMS`.
         memory: What the model knows; None for nothing. It is left as it is.
-        tokens: Tokens that were read for it when the questions are asked; 0 where rows came from a file.
     """
 
     name: ArmName
     memory: KVMemory | None
-    tokens: int = 0
 
 
 def arms_of(
@@ -69,7 +67,7 @@ def arms_of(
             arms.append(Arm(name, None))
         else:
             ids = study["token_ids"] if name == "full" else notes(conversation, memory, study)
-            arms.append(Arm(name, reread(model, ids, chunk), len(ids)))
+            arms.append(Arm(name, reread(model, ids, chunk)))
     return arms
 
 

@@ -74,7 +74,10 @@ class MemoryFolder:
         path = next((path for path in (self.memory, self.unfinished) if path.is_file()), None)
         if path is None:
             return None
-        theirs = study_of(path)["identity"]
+        try:
+            theirs = study_of(path)["identity"]
+        except UserError as error:
+            raise UserError(f"{error}; --recompute makes it anew") from error
         if theirs == identity:
             return path
         keys = sorted(key for key in theirs.keys() | identity.keys() if theirs.get(key) != identity.get(key))

@@ -38,7 +38,8 @@ LAYOUTS: dict[Kind, Layout] = {
     "problem": Layout(
         instruction=(
             "You are currently learning from some examples of solved problems. Read each of them with care, and keep "
-            "in mind which methods, formulas and checks lead to the answer, so that you can solve new problems with them."
+            "in mind which methods, formulas and checks lead to the answer, so that you can solve new problems with "
+            "them."
         ),
         start="Okay, my learning begins:\n\n",
         done="Learning has completed.",

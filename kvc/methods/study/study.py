@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from kvc.cache.memory import KVMemory
 from kvc.core.files import digest
+from kvc.errors import UserError
 from kvc.methods.study.folder import MemoryFolder, load_studied
 from kvc.methods.study.modes import MODES, Mode
 from kvc.methods.study.plan import Lesson, Plan
@@ -53,19 +54,25 @@ class Study:
         path = folder.state(self.plan.identity, recompute)
         folder.sweep()
         if path is not None and path == folder.memory:
-            load_studied(path, self.model)
+            self._load(path)
             report("the memory of this study is there already; --recompute makes it anew")
             return folder.finish()
-        state = self._fresh() if path is None else load_studied(path, self.model)[1]
+        state = self._fresh() if path is None else self._load(path)[1]
         if state["done"]:
             report(f"going on after document {state['done']}")
         total = len(self.plan.lessons)
         for number in range(state["done"], total):
-            memory = KVMemory(self.model) if path is None else load_studied(path, self.model)[0]
+            memory = KVMemory(self.model) if path is None else self._load(path)[0]
             line = self._document(number, memory, state)
             path = folder.save(memory, self.model, state, finished=number + 1 == total)
             report(f"document {number + 1} of {total}: {line}")
         return folder.finish()
+
+    def _load(self, path: Path) -> tuple[KVMemory, dict[str, Any]]:
+        try:
+            return load_studied(path, self.model)
+        except UserError as error:
+            raise UserError(f"{error}; --recompute makes it anew") from error
 
     def _fresh(self) -> dict[str, Any]:
         """What is known before the first document."""
