@@ -1,13 +1,14 @@
 """Options of commands that load a model themselves."""
 
 import argparse
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kvc.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from kvc.core.backbone import Backbone
 
 
 def add_model_options(result: argparse.ArgumentParser, default: str | None, text: str) -> None:
@@ -30,12 +31,11 @@ def add_model_options(result: argparse.ArgumentParser, default: str | None, text
     group.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
 
 
-def load_model(options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]":
+def load_model(options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase, Backbone]":
     """Load what the options say.
 
     Returns:
-        The model in eval mode on its device, its tokenizer, and how to load it again; a folder of this machine is not
-        named.
+        The model in eval mode on its device, its tokenizer, and what they were loaded from.
 
     Raises:
         UserError: If there is no such model or device.
@@ -43,7 +43,7 @@ def load_model(options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTraine
     import torch
     from transformers.utils import logging
 
-    from kvc.core.backbone import TINY, Backbone
+    from kvc.core.backbone import Backbone
 
     logging.disable_progress_bar()
     backbone = Backbone(options.model, dtype=options.dtype or "auto", attn_implementation=options.attn_implementation)
@@ -54,5 +54,4 @@ def load_model(options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTraine
         model.to(device)  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {' '.join(str(error).split())[:100]}") from error
-    local = options.model != TINY and (Path(options.model).exists() or options.model.startswith((".", "/", "~")))
-    return model, tokenizer, {"pretrained": None if local else options.model, "dtype": backbone.dtype}
+    return model, tokenizer, backbone

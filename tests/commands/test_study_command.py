@@ -12,6 +12,7 @@ import pytest
 from kvc.__main__ import main
 from kvc.data.synthetic import study_files
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--mode", "none", "--budget", "90", "--window", "8", "--prefix", "12", "--device", "cpu"]
 GREEDY = ["--temperature", "0", "--max_new_tokens", "6", "--device", "cpu"]
 
@@ -90,6 +91,19 @@ def test_the_folder_name_is_derived_and_found_again(
     assert "is there already" in capsys.readouterr().out
     assert main([*command, "--seed", "1"]) == 0
     assert len(list((tmp_path / "memories").iterdir())) == 2
+
+
+def test_the_configuration_gives_the_same_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = ["--config", str(ROOT / "configs" / "study" / "tiny.yaml"), "--run_dir", str(tmp_path / "run")]
+    assert main(["predict", *config, "--model.output", str(tmp_path / "yaml")]) == 0
+    options = ["--mode", "none", "--budget", "96", "--window", "16", "--prefix", "16", "--device", "cpu"]
+    documents = str(ROOT / "data" / "samples" / "facts" / "documents.jsonl")
+    assert main(["study", documents, "--output", str(tmp_path / "command"), *options]) == 0
+    for name in ("memory.safetensors", "metadata.json"):
+        assert (tmp_path / "yaml" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+    records = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [record["where"] for record in records] == [f"documents.jsonl line {n}" for n in range(1, 7)]
 
 
 def test_problems_of_both_key_sets(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvc.core.files import digest, write_json
+from kvc.core.files import digest, write_json, write_text
 from kvc.errors import UserError
 
 SCHEMA = 1
@@ -25,7 +25,9 @@ class AnswerFile:
     """
 
     def __init__(self, path: Path | None, head: dict[str, Any], overwrite: bool = False) -> None:
-        self.path, self.head = path, {"schema": SCHEMA, "kind": KIND, **head}
+        self.path = path
+        # As it will be read back.
+        self.head: dict[str, Any] = json.loads(json.dumps({"schema": SCHEMA, "kind": KIND, **head}))
         self.results: list[dict[str, Any]] = []
         self.finished = False
         if path is None:
@@ -60,9 +62,8 @@ class AnswerFile:
             raise UserError(f"{self.journal}: damaged, remove it to begin anew: {error}") from error
         if rows and rows[0] == {"identity": name}:
             self.results = rows[1:]
-        self.journal.parent.mkdir(parents=True, exist_ok=True)
         kept = [json.dumps({"identity": name}), *(json.dumps(row) for row in self.results)]
-        self.journal.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        write_text(self.journal, "".join(f"{line}\n" for line in kept))
 
     def has(self, arm: str, name: int | str) -> bool:
         """Whether a question was answered already."""

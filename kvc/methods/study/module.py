@@ -63,8 +63,7 @@ class StudyRun(Evaluation):
         if self.trainer.world_size > 1:
             raise UserError("trainer.devices: documents are read one after the other, so a study takes one device")
         planned = plan(self.backbone, self.tokenizer, batch["documents"], self.settings, self.policy)
-        known = None if Path(self.base.pretrained).exists() else self.base.pretrained
-        study = Study(self.backbone, planned, {"pretrained": known, "dtype": self.base.dtype})
+        study = Study(self.backbone, planned, self.base)
         said = study.run(MemoryFolder(Path(self.output)), self.recompute)["user"]["study"]
         written = {summary["document"]: summary["text"] for summary in said["summaries"]}
         return [

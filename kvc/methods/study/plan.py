@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kvc.cache.fingerprint import display_name, fingerprint
+from kvc.cache.rotation import Rotation
 from kvc.core.files import digest
 from kvc.errors import UserError
 from kvc.eviction.policy import Policy
@@ -92,7 +93,8 @@ def plan(
         policy: Which rows stay; None takes R-KV with the window of the settings.
 
     Raises:
-        UserError: If nothing can be read, or budget, policy and chat template do not fit together.
+        UserError: If nothing can be read, budget, policy and chat template do not fit together, or the keys of the
+            model cannot be moved.
     """
     if not documents:
         raise UserError("documents: there is none to study")
@@ -119,6 +121,9 @@ def plan(
             stacklevel=2,
         )
     opening = conversation.opening()
+    if settings.rotates[0] != "keep":
+        Rotation(model).check()
+    _check_reach(model, settings, [len(opening), *(len(lesson.ids) for lesson in lessons)])
     identity = {
         "schema": SCHEMA,
         "model": {"name": display_name(model), "hash": fingerprint(model)},
@@ -126,3 +131,27 @@ def plan(
         **settings.as_dict(policy),
     }
     return Plan(kind, conversation, settings, policy, opening, lessons, skipped, identity)
+
+
+def _check_reach(model: PreTrainedModel, settings: StudySettings, lengths: Sequence[int]) -> None:
+    """Warn where tokens come to lie at positions that the model was not made for.
+
+    Args:
+        model: Its config says how far it reaches.
+        settings: How.
+        lengths: Tokens of the opening and of every lesson.
+    """
+    config: Any = model.config.get_text_config(decoder=True)
+    limit = getattr(config, "max_position_embeddings", None)
+    mode, end = settings.rotates
+    longest = max(lengths)
+    before = sum(lengths) - longest
+    if mode == "compact" and settings.budget is not None:
+        before = min(before, settings.budget)
+    reach = longest + (before if end is None else end)
+    if limit is not None and reach > limit:
+        warnings.warn(
+            f"the study reaches position {reach}, and the model was made for {limit}; shorter documents, or --rotation "
+            "compact with a budget, keep it below",
+            stacklevel=3,
+        )

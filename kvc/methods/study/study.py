@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from kvc.cache.memory import KVMemory
+from kvc.core.backbone import TINY, Backbone
 from kvc.core.files import digest
 from kvc.errors import UserError
 from kvc.methods.study.folder import MemoryFolder, load_studied
@@ -26,15 +27,15 @@ class Study:
     Args:
         model: In eval mode.
         plan: What is read, and how.
-        backbone: How the model is loaded again, as JSON; kept with the memory.
+        backbone: What the model was loaded from; noted in the memory, so that it is found again.
         progress: Show a bar while the model writes.
     """
 
     def __init__(
-        self, model: PreTrainedModel, plan: Plan, backbone: dict[str, Any] | None = None, progress: bool = False
+        self, model: PreTrainedModel, plan: Plan, backbone: Backbone | None = None, progress: bool = False
     ) -> None:
         self.model, self.plan, self.progress = model, plan, progress
-        self.backbone = backbone or {}
+        self.backbone = {} if backbone is None else {"pretrained": _public(backbone), "dtype": backbone.dtype}
         self.mode: Mode = MODES[plan.settings.mode](plan.settings.summary_complexity)
 
     def run(self, folder: MemoryFolder, recompute: bool = False, report: Report = lambda line: None) -> dict[str, Any]:
@@ -142,6 +143,13 @@ class Study:
             {"document": number + 1, "request": request.text, "text": text, "new_tokens": new_tokens, "finish": finish}
         )
         return encode(f"{text}\n{END}\n\n")
+
+
+def _public(backbone: Backbone) -> str | None:
+    """The name of a model that every machine knows; a folder of this one is nobody's business."""
+    name = backbone.pretrained
+    local = name != TINY and (name.startswith((".", "/", "~")) or Path(name).exists())
+    return None if local else name
 
 
 def _entry(lesson: Lesson, start: int, end: int) -> dict[str, Any]:
