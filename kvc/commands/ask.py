@@ -226,7 +226,7 @@ def _ask_all(
                 if part:
                     if single and len(arms) > 1:
                         print(f"--- {arm.name}")
-                    streamer = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+                    streamer = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
                     found = ask(
                         model, conversation, arm, part, settings, streamer if streams else None, single and not streams
                     )

@@ -51,7 +51,7 @@ def load_model(options: argparse.Namespace) -> "tuple[PreTrainedModel, PreTraine
     tokenizer = backbone.load_tokenizer()
     model = backbone.load().eval()
     try:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {' '.join(str(error).split())[:100]}") from error
     return model, tokenizer, backbone

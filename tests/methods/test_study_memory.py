@@ -115,7 +115,7 @@ def test_each_summary_is_in_memory_once_and_no_request_is(
 def test_lengths_of_summaries() -> None:
     assert "3 short bullet points" in Append("simple").request([]).text
     assert Append("complex").request(["", ""]).first == 11
-    assert "5 bullet points" in Notepad("simple").request(["a {brace}"]).text
+    assert "5 short bullet points" in Notepad("simple").request(["a {brace}"]).text
     assert "a {brace}" in Notepad("simple").request(["a {brace}"]).text
 
 

@@ -41,7 +41,7 @@ class Conversation:
 
     def encode(self, text: str) -> list[int]:
         """One piece of text."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def question(self, question: str) -> list[int]:
@@ -71,7 +71,7 @@ class Conversation:
         """A text that nothing comes before; BOS goes first unless the template has written it."""
         bos: Any = self.tokenizer.bos_token
         ids = self.encode(text)
-        return ids if bos is None or text.startswith(bos) else [int(self.tokenizer.bos_token_id), *ids]  # type: ignore[arg-type]
+        return ids if bos is None or text.startswith(bos) else [int(self.tokenizer.bos_token_id), *ids]
 
     def _render(self, messages: list[dict[str, str]], thinking: bool) -> str:
         # Templates that print today's date would make another prompt every day.

@@ -103,7 +103,8 @@ def plan(
     kind = documents[0].kind
     conversation = Conversation(tokenizer, LAYOUTS[kind])
     header = MODES[settings.mode].header
-    lessons, skipped = [], []
+    lessons: list[Lesson] = []
+    skipped: list[str] = []
     for epoch in range(settings.num_epochs):
         for document in documents:
             ids = conversation.encode(document.block(len(lessons) + 1) + header)
