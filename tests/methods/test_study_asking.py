@@ -21,7 +21,7 @@ Studied = tuple[KVMemory, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
-    return study(tmp_path_factory.mktemp("studied"), budget=90)
+    return study(tmp_path_factory.mktemp("studied"), budget=64)
 
 
 def texts(results: list[dict[str, Any]]) -> list[list[str]]:
@@ -51,7 +51,7 @@ def test_the_memory_answers_and_the_baselines_say_what_it_is_worth(studied: Stud
             assert generation["kv_tokens_peak"] == held + new
     assert right["full"] == len(ASKED)
     assert right["none"] == right["unrelated"] == 0
-    assert right["full"] > right["memory"] > right["notes"]
+    assert right["memory"] > 12 > right["notes"]
     assert torch.equal(memory.layers[0].keys, before)
 
 
@@ -59,7 +59,7 @@ def test_samples_of_one_batch_are_single_runs_with_the_same_seeds(studied: Studi
     model, _ = tiny()
     arm = Arm("memory", studied[0])
     conversation = planned().conversation
-    hot: dict[str, Any] = {"temperature": 1.5, "top_p": 1.0, "max_new_tokens": 12}
+    hot: dict[str, Any] = {"temperature": 3.0, "top_p": 1.0, "max_new_tokens": 12}
     together = texts(ask(model, conversation, arm, ASKED[:3], AskSettings(repeat_time=4, seed=5, **hot)))
     assert len({text for row in together for text in row}) > 3
     for number, question in enumerate(ASKED[:3]):
@@ -74,7 +74,7 @@ def test_notes_are_what_was_written_or_as_much_text_as_there_are_rows(studied: S
     conversation = planned().conversation
     (cut,) = arms_of(["notes"], model, conversation, memory, said)
     assert cut.memory is not None
-    assert cut.memory.next_position.tolist() == [90]
+    assert cut.memory.next_position.tolist() == [64]
     (noted,) = arms_of(["notes"], model, conversation, memory, {**said, "note": "1. Tina lives in Oslo."})
     ids = planned().opening + tokenizer("1. Tina lives in Oslo.\n\n", add_special_tokens=False)["input_ids"]
     assert noted.memory is not None
