@@ -13,6 +13,8 @@ COMMANDS = {
     "sweep": "run a grid of cells on GPU or CPU slots, or under SLURM",
     "compare": "finished runs side by side: tables, CSV, JSON, a page, plots, TensorBoard",
     "annotate": "mark reasoning traces with <COMP>, or analyse marked ones",
+    "study": "read documents once, and keep the compressed memory of them",
+    "ask": "answer questions from a studied memory, and from the baselines beside it",
     "ablations": "finished context compressors in the files of the SQuAD experiments, with a summary",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
     "completion": "print a shell completion script",

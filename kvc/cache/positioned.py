@@ -53,7 +53,8 @@ class PositionedCache(HookedCache):
         value = torch.as_tensor(value, dtype=torch.int64, device=self.next_position.device)
         if value.dim() > 1 or (value.dim() == 1 and value.shape[0] != batch):
             raise ValueError(f"next_position: shape {[*value.shape]} does not fit a batch of {batch}")
-        self._next = value.expand(batch).clone()
+        # Of its own, with a stride: files are hashed byte by byte.
+        self._next = value.expand(batch).clone(memory_format=torch.contiguous_format)
         self._spread = True
 
     def adopt(self, next_position: torch.Tensor) -> None:

@@ -62,7 +62,7 @@ class Sampling(Sampler):
         top_p: Keeps the fewest most likely tokens whose probabilities add up to this; 1 keeps all.
         top_k: Keeps this many most likely tokens; 0 keeps all.
         min_p: Keeps tokens at least this share as likely as the most likely one; 0 keeps all.
-        seed: Seed of all rows.
+        seed: Seed of all rows; or one for each row, which then draws what a batch of that row alone draws.
 
     Raises:
         UserError: If a value is out of range.
@@ -74,7 +74,7 @@ class Sampling(Sampler):
         top_p: float = 0.95,
         top_k: int = 0,
         min_p: float = 0.0,
-        seed: int = seeds.DEFAULT_SEED,
+        seed: int | Sequence[int] = seeds.DEFAULT_SEED,
     ) -> None:
         if not 0 < temperature < float("inf"):
             raise UserError(f"temperature: it must be above 0, got {temperature}; use Greedy for the most likely token")
@@ -95,7 +95,13 @@ class Sampling(Sampler):
         self.reset(0)
 
     def reset(self, rows: int) -> None:
-        """See `Sampler`; the same seed draws the same numbers again."""
+        """See `Sampler`; the same seed draws the same numbers again.
+
+        Raises:
+            UserError: If there are seeds of another number of rows.
+        """
+        if rows and not isinstance(self.seed, int) and len(self.seed) != rows:
+            raise UserError(f"seed: one for each row is needed, got {len(self.seed)} for {rows} rows")
         self._steps = torch.zeros(rows, dtype=torch.int64)
         self._uniforms = torch.empty(rows, BLOCK, dtype=torch.float64)
 
@@ -124,7 +130,8 @@ class Sampling(Sampler):
         index = torch.as_tensor(rows, dtype=torch.int64)
         steps = self._steps[index]
         for row in index[steps % BLOCK == 0].tolist():
-            source = seeds.generator(self.seed, row, int(self._steps[row]) // BLOCK)
+            key = (self.seed, row) if isinstance(self.seed, int) else (self.seed[row], 0)
+            source = seeds.generator(*key, int(self._steps[row]) // BLOCK)
             torch.rand(BLOCK, generator=source, out=self._uniforms[row])
         self._steps[index] += 1
         return self._uniforms[index, steps % BLOCK]

@@ -107,6 +107,19 @@ def test_rows_steps_and_blocks_draw_different_numbers() -> None:
     assert torch.tensor(again).flatten().tolist() == [t for row in torch.tensor(got).view(3, -1)[:, :300] for t in row]
 
 
+def test_a_seed_for_each_row_draws_what_the_row_alone_draws() -> None:
+    together, flat = Sampling(seed=[7, 9, 7]), torch.zeros(3, 500)
+    together.reset(3)
+    drawn = torch.stack([together(flat, [0, 1, 2]) for _ in range(20)], dim=1)
+    for row, seed in enumerate([7, 9, 7]):
+        alone = Sampling(seed=seed)
+        alone.reset(1)
+        assert drawn[row].tolist() == [int(alone(flat[:1], [0])) for _ in range(20)]
+    assert drawn[0].tolist() != drawn[1].tolist()
+    with pytest.raises(UserError, match="seed: one for each row is needed, got 3 for 2 rows"):
+        together.reset(2)
+
+
 def test_what_the_global_generator_does_changes_nothing() -> None:
     logits_SBV = logits(2, 20)
     first = draws(Sampling(), logits_SBV)
