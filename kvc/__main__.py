@@ -13,6 +13,7 @@ COMMANDS = {
     "sweep": "run a grid of cells on GPU or CPU slots, or under SLURM",
     "compare": "finished runs side by side: tables, CSV, JSON, a page, plots, TensorBoard",
     "annotate": "mark reasoning traces with <COMP>, or analyse marked ones",
+    "score": "grade the samples of ask: pass@k, mean and majority of every arm, plots over settings",
     "ablations": "finished context compressors in the files of the SQuAD experiments, with a summary",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
     "completion": "print a shell completion script",

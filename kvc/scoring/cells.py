@@ -1,0 +1,134 @@
+"""Cells: files with the same settings, one a seed; their scores by arm and question, with intervals over questions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvc.core.results import Value, bootstrap_mean, bootstrap_weights, interval
+from kvc.core.seeds import DEFAULT_SEED
+from kvc.errors import UserError
+from kvc.scoring.files import Key, Samples
+from kvc.scoring.grading import Graded, grade
+from kvc.scoring.passk import default_ks
+
+Scores = dict[Key, dict[str, float]]
+"""Metrics of each question, means over the files of a cell."""
+
+
+@dataclass
+class Cell:
+    """Files that differ in nothing but seeds and questions.
+
+    Attributes:
+        label: The settings that tell it from the other cells.
+        settings: All of them.
+        files: Its files.
+        graded: By arm, each question of each file.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    files: list[Path] = field(default_factory=list)
+    graded: dict[str, list[tuple[Path, Graded]]] = field(default_factory=dict)
+
+    def scores(self, arm: str) -> Scores:
+        """Metrics of the questions of an arm, each the mean over the files that ask it."""
+        found: dict[Key, list[dict[str, float]]] = {}
+        for _, graded in self.graded.get(arm, []):
+            found.setdefault(graded.sampled.key, []).append(graded.scores)
+        return {
+            key: {name: float(np.mean([s[name] for s in many])) for name in _shared(many)}
+            for key, many in found.items()
+        }
+
+    def values(self, arm: str) -> dict[str, Value]:
+        """Every metric of an arm with its interval over questions."""
+        scores = list(self.scores(arm).values())
+        return {name: bootstrap_mean([score[name] for score in scores], DEFAULT_SEED) for name in _shared(scores)}
+
+    def differences(self, other: str) -> dict[str, Value]:
+        """Every metric of the first arm minus that of another, paired by question."""
+        ours, theirs = self.scores(next(iter(self.graded))), self.scores(other)
+        both = [key for key in ours if key in theirs]
+        names = _shared([scores[key] for scores in (ours, theirs) for key in both])
+        return {name: difference([ours[key][name] - theirs[key][name] for key in both]) for name in names}
+
+
+def difference(values: Sequence[float]) -> Value:
+    """Mean of paired differences with its bootstrap interval; -1, 0 and 1 are no counts here."""
+    data, n = np.asarray(values, dtype=float), len(values)
+    return interval(data.mean(), bootstrap_weights(n, DEFAULT_SEED) @ data / n, n)
+
+
+def make_cells(files: Sequence[Samples], ks: Sequence[int] | None = None) -> tuple[list[Cell], list[int]]:
+    """Grade all files and put those of equal settings together.
+
+    Args:
+        files: At least one.
+        ks: Sizes of draws for pass@k; powers of two up to the smallest number of samples if None.
+
+    Returns:
+        The cells in the order of the files, and the sizes of draws.
+
+    Raises:
+        UserError: If a question has fewer samples than a k, or stands twice in an arm with the same settings and seeds.
+    """
+    smallest = min(
+        ((len(item.responses), f.path, arm) for f in files for arm, items in f.arms.items() for item in items),
+        key=lambda entry: entry[0],
+    )
+    sizes = list(ks) if ks else default_ks(smallest[0])
+    if max(sizes) > smallest[0]:
+        raise UserError(
+            f"--k {max(sizes)}: {smallest[1]} has a question with only {smallest[0]} samples in '{smallest[2]}'"
+        )
+    cells: dict[str, Cell] = {}
+    seen: dict[tuple[Any, ...], Path] = {}
+    for file in files:
+        identity = json.dumps(file.settings, sort_keys=True, default=str)
+        cell = cells.setdefault(identity, Cell("", file.settings))
+        cell.files.append(file.path)
+        for arm, items in file.arms.items():
+            for item in items:
+                other = seen.setdefault((identity, file.seeds, arm, item.key), file.path)
+                if other is not file.path:
+                    raise UserError(
+                        f"{file.path}: question {item.key[0]} of '{arm}' is in {other} with equal settings and seeds"
+                    )
+                cell.graded.setdefault(arm, []).append((file.path, grade(item, sizes)))
+    found = list(cells.values())
+    for cell, label in zip(found, _labels(found)):
+        cell.label = label
+    return found, sizes
+
+
+def varying(cells: Sequence[Cell]) -> dict[str, list[Any]]:
+    """Settings that differ between cells, with their values in order of appearance."""
+    keys = dict.fromkeys(key for cell in cells for key in cell.settings)
+    values = {
+        key: list({_text(cell.settings.get(key)): cell.settings.get(key) for cell in cells}.values()) for key in keys
+    }
+    return {key: found for key, found in values.items() if len(found) > 1}
+
+
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """What tells the cells apart; a single one is called after its first file."""
+    if len(cells) == 1:
+        path = cells[0].files[0].resolve()
+        return [path.parent.name if path.stem == "ask" else path.stem]
+    keys = [key for key in varying(cells) if not any(isinstance(cell.settings.get(key), dict) for cell in cells)]
+    if "model" in keys and "model_hash" in keys:
+        keys.remove("model_hash")
+    return [", ".join(f"{key}={_text(cell.settings.get(key))}" for key in keys) for cell in cells]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
+
+
+def _shared(many: Sequence[dict[str, float]]) -> list[str]:
+    return [name for name in many[0] if all(name in other for other in many)] if many else []
