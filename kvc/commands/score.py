@@ -8,6 +8,7 @@ from kvc.commands import CommandParser
 from kvc.errors import UserError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console
 
     from kvc.scoring.cells import Cell
@@ -76,14 +77,35 @@ def main(argv: list[str]) -> int:
     cells, ks = make_cells([read_samples(path, options.answer) for path in paths], options.k)
     metrics = _metrics(cells, options.metric)
     folder = options.output or common_folder(list(dict.fromkeys(path.parent for path in paths)))
+    drawn = _draw(cells, options) if options.png else {}
     _print(cells, metrics, Console())
     try:
         write_text(folder / CSV, as_csv(cells))
         write_json(folder / JSON, as_json(cells, ks))
+        print(f"wrote {folder / CSV} and {folder / JSON}")
+        if drawn:
+            from kvc.report.render import write_pngs
+
+            print(f"wrote {len(write_pngs(options.png, drawn))} plots to {options.png}")
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
-    print(f"wrote {folder / CSV} and {folder / JSON}")
+        raise UserError(f"cannot write {error.filename or folder}: {error.strerror}") from error
     return 0
+
+
+def _draw(cells: "list[Cell]", options: argparse.Namespace) -> "dict[str, Figure]":
+    """Plots of the metrics asked for, else of the mean.
+
+    Raises:
+        UserError: If the cells differ in nothing that is drawn, or their place is a file.
+    """
+    from kvc.commands.score_plots import figures
+
+    if options.png.exists() and not options.png.is_dir():
+        raise UserError(f"--png {options.png}: that is a file, not a folder")
+    drawn = {name: figure for metric in options.metric or ["mean"] for name, figure in figures(cells, metric).items()}
+    if not drawn:
+        raise UserError(f"--png {options.png}: plots need memories that differ in a setting; there is one cell")
+    return drawn
 
 
 def _metrics(cells: "list[Cell]", asked: list[str] | None) -> list[str]:
@@ -106,8 +128,8 @@ def _print(cells: "list[Cell]", metrics: list[str], console: "Console") -> None:
 
     rows, paired = [], []
     for cell in cells:
-        first, *others = cell.graded
-        for arm in cell.graded:
+        first = cell.method
+        for arm in (first, *cell.others):
             counts = sorted({len(graded.answers) for _, graded in cell.graded[arm]})
             facts = {
                 "questions": str(len(cell.scores(arm))),
@@ -118,7 +140,7 @@ def _print(cells: "list[Cell]", metrics: list[str], console: "Console") -> None:
             rows.append(
                 Row(f"{cell.label}: {arm}" if arm == first else cell.label, "" if arm == first else arm, values, facts)
             )
-        for arm in others:
+        for arm in cell.others:
             values = {name: value.as_dict() for name, value in cell.differences(arm).items()}
             paired.append(Row(f"{cell.label}: {first} - {arm}", "", values, {}))
     print_rows(console, "Scores (95 % interval over questions; best bold)", rows, metrics)

@@ -8,13 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from kvc.core.results import Value, bootstrap_mean, bootstrap_weights, interval
-from kvc.core.seeds import DEFAULT_SEED
+from kvc.core.results import Value
 from kvc.errors import UserError
 from kvc.scoring.files import Key, Samples
 from kvc.scoring.grading import Graded, grade
+from kvc.scoring.intervals import difference, mean
 from kvc.scoring.passk import default_ks
 
+METHOD = "memory"
+IMPLIED = {"model_hash": "model", "data_limit": "documents"}
+"""Settings that go without saying where others differ."""
 Scores = dict[Key, dict[str, float]]
 """Metrics of each question, means over the files of a cell."""
 
@@ -34,34 +37,38 @@ class Cell:
     settings: dict[str, Any]
     files: list[Path] = field(default_factory=list)
     graded: dict[str, list[tuple[Path, Graded]]] = field(default_factory=dict)
+    _scores: dict[str, Scores] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def method(self) -> str:
+        """The arm that the others stand beside: the memory, where it was asked."""
+        return METHOD if METHOD in self.graded else next(iter(self.graded))
+
+    @property
+    def others(self) -> list[str]:
+        """The other arms."""
+        return [arm for arm in self.graded if arm != self.method]
 
     def scores(self, arm: str) -> Scores:
         """Metrics of the questions of an arm, each the mean over the files that ask it."""
-        found: dict[Key, list[dict[str, float]]] = {}
-        for _, graded in self.graded.get(arm, []):
-            found.setdefault(graded.sampled.key, []).append(graded.scores)
-        return {
-            key: {name: float(np.mean([s[name] for s in many])) for name in _shared(many)}
-            for key, many in found.items()
-        }
+        if arm not in self._scores:
+            found: dict[Key, list[dict[str, float]]] = {}
+            for _, graded in self.graded.get(arm, []):
+                found.setdefault(graded.sampled.key, []).append(graded.scores)
+            self._scores[arm] = {key: _means(many) for key, many in found.items()}
+        return self._scores[arm]
 
     def values(self, arm: str) -> dict[str, Value]:
         """Every metric of an arm with its interval over questions."""
         scores = list(self.scores(arm).values())
-        return {name: bootstrap_mean([score[name] for score in scores], DEFAULT_SEED) for name in _shared(scores)}
+        return {name: mean([score[name] for score in scores]) for name in _shared(scores)}
 
     def differences(self, other: str) -> dict[str, Value]:
         """Every metric of the first arm minus that of another, paired by question."""
-        ours, theirs = self.scores(next(iter(self.graded))), self.scores(other)
+        ours, theirs = self.scores(self.method), self.scores(other)
         both = [key for key in ours if key in theirs]
         names = _shared([scores[key] for scores in (ours, theirs) for key in both])
         return {name: difference([ours[key][name] - theirs[key][name] for key in both]) for name in names}
-
-
-def difference(values: Sequence[float]) -> Value:
-    """Mean of paired differences with its bootstrap interval; -1, 0 and 1 are no counts here."""
-    data, n = np.asarray(values, dtype=float), len(values)
-    return interval(data.mean(), bootstrap_weights(n, DEFAULT_SEED) @ data / n, n)
 
 
 def make_cells(files: Sequence[Samples], ks: Sequence[int] | None = None) -> tuple[list[Cell], list[int]]:
@@ -121,13 +128,16 @@ def _labels(cells: Sequence[Cell]) -> list[str]:
         path = cells[0].files[0].resolve()
         return [path.parent.name if path.stem == "ask" else path.stem]
     keys = [key for key in varying(cells) if not any(isinstance(cell.settings.get(key), dict) for cell in cells)]
-    if "model" in keys and "model_hash" in keys:
-        keys.remove("model_hash")
+    keys = [key for key in keys if IMPLIED.get(key) not in keys]
     return [", ".join(f"{key}={_text(cell.settings.get(key))}" for key in keys) for cell in cells]
 
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
+
+
+def _means(many: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([scores[name] for scores in many])) for name in _shared(many)}
 
 
 def _shared(many: Sequence[dict[str, float]]) -> list[str]:

@@ -27,13 +27,12 @@ def as_csv(cells: Sequence[Cell]) -> str:
 
 
 def as_json(cells: Sequence[Cell], ks: Sequence[int]) -> dict[str, Any]:
-    """Every arm of every cell, and the paired differences of its first arm from the others."""
+    """Every arm of every cell, and the paired differences of its method from the others."""
     return {"schema": 1, "kind": "score", "k": list(ks), "cells": [_cell(cell) for cell in cells]}
 
 
 def _cell(cell: Cell) -> dict[str, Any]:
-    first, *others = cell.graded
-    differences = {arm: cell.differences(arm) for arm in others}
+    differences = {arm: cell.differences(arm) for arm in cell.others}
     metrics = dict.fromkeys(name for values in differences.values() for name in values)
     return {
         "label": cell.label,
@@ -44,5 +43,5 @@ def _cell(cell: Cell) -> dict[str, Any]:
             name: {arm: values[name].as_dict() for arm, values in differences.items() if name in values}
             for name in metrics
         },
-        "method": first,
+        "method": cell.method,
     }
