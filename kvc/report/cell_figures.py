@@ -1,9 +1,10 @@
 """Figures over the settings of many cells: heat maps, curves and the best cells, with numbers and intervals."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from kvc.report.marks import ARM, INK, MARKERS, MUTED, PALETTE, shorten, style
+from kvc.report.marks import ARM, INK, MARKERS, MUTED, PALETTE, style
 from kvc.report.table import Number, figure
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
 
 COLORS = "YlGnBu"
 DASHES = ("--", ":", "-.", (0, (8, 2)), (0, (1, 3)))
+BEST = "best cell: too high"
+LONGEST = 52  # characters of a line of a label
+MOST_TICKS = 9  # with more values they stand at equal distances
 LOG_FROM = 8.0  # ratio of the largest to the smallest value from which the axis is logarithmic
 
 
@@ -79,8 +83,8 @@ def draw_lines(
     with style():
         result = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = result.subplots()
-        numeric = all(isinstance(place, int | float) for place in places)
-        positions = [float(place) for place in places] if numeric else [float(i) for i in range(len(places))]
+        numeric = len(places) <= MOST_TICKS and all(isinstance(place, int | float) for place in places)
+        positions = [float(place) if numeric else float(index) for index, place in enumerate(places)]
         logarithmic = numeric and min(positions) > 0 and max(positions) / min(positions) >= LOG_FROM
         if logarithmic:
             axes.set_xscale("log")
@@ -90,13 +94,15 @@ def draw_lines(
             _line(axes, name, aside, numbers, index)
         _levels(axes, levels)
         counts = [sum(int(numbers[i]["cells"]) for numbers in lines.values() if numbers[i]) for i in range(len(places))]  # type: ignore[index]
-        axes.set_xticks(
-            positions, [f"{place}\n{count} {_cells(count)}" for place, count in zip(places, counts)], fontsize=8
-        )
+        axes.set_xticks(positions, [f"{place}\n{count}" for place, count in zip(places, counts)], fontsize=8)
         axes.minorticks_off()
-        axes.set(xlabel=setting, ylabel=what)
+        axes.set(xlabel=f"{setting} (below: number of cells)", ylabel=what)
         axes.set_title(_units([number for numbers in lines.values() for number in numbers]), fontsize=8, loc="left")
-        result.legend(loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
+        handles, labels = axes.get_legend_handles_labels()
+        # Matplotlib lists what has error bars last.
+        order = sorted(range(len(labels)), key=lambda i: (labels[i] == BEST, labels[i] not in lines))
+        chosen = [[handles[i] for i in order], [labels[i] for i in order]]
+        result.legend(*chosen, loc="outside right upper", fontsize=8, frameon=False, labelcolor=INK)
     return result
 
 
@@ -114,7 +120,7 @@ def draw_ranking(
     from matplotlib.figure import Figure
 
     with style():
-        result = Figure(figsize=(8.4, 1.2 + 0.34 * len(entries)), layout="constrained")
+        result = Figure(figsize=(8.4, 1.2 + 0.38 * len(entries)), layout="constrained")
         axes = result.subplots()
         rows = list(range(len(entries)))[::-1]
         measured = [entry[2] for entry in entries]
@@ -126,7 +132,7 @@ def draw_ranking(
             axes.plot(chosen, rows, "D", mfc="none", mec=MUTED, ms=5, label="on those it was chosen by: too high")
         for (arm, number), dashes in zip(levels.items(), DASHES * len(levels)):
             axes.axvline(number["value"], color=ARM, ls=dashes, lw=1.2, label=arm)
-        axes.set_yticks(rows, shorten([entry[0] for entry in entries]), fontsize=7.5)
+        axes.set_yticks(rows, [fill(entry[0], LONGEST) for entry in entries], fontsize=7)
         axes.set_xlabel(what)
         axes.set_title(_units(measured), fontsize=8, loc="left")
         result.legend(loc="outside lower left", fontsize=8, frameon=False, labelcolor=INK, ncols=2)
@@ -143,9 +149,8 @@ def _line(axes: "Axes", name: str, places: list[float], numbers: Sequence[Number
     axes.errorbar(at, [number["value"] for number in known], _bars(known), label=name, **look)
     many = [(place, number["best"]) for place, number in found if number["cells"] > 1]
     if many:
-        axes.plot(
-            *zip(*many), ls="none", marker=marker, mfc="none", mec=color, ms=5, alpha=0.8, label=f"{name}: best cell"
-        )
+        named = {"label": BEST} if all(label != BEST for label in axes.get_legend_handles_labels()[1]) else {}
+        axes.plot(*zip(*many), ls="none", marker=marker, mfc="none", mec=color, ms=5, alpha=0.8, **named)
 
 
 def _levels(axes: "Axes", levels: Mapping[str, Number]) -> None:
