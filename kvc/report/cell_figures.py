@@ -93,7 +93,7 @@ def draw_lines(
             aside = [p * 10**shift if logarithmic else p + shift * (max(positions) - min(positions)) for p in positions]
             _line(axes, name, aside, numbers, index)
         _levels(axes, levels)
-        counts = [sum(int(numbers[i]["cells"]) for numbers in lines.values() if numbers[i]) for i in range(len(places))]  # type: ignore[index]
+        counts = [sum(int(number["cells"]) for number in column if number) for column in zip(*lines.values())]
         axes.set_xticks(positions, [f"{place}\n{count}" for place, count in zip(places, counts)], fontsize=8)
         axes.minorticks_off()
         axes.set(xlabel=f"{setting} (below: number of cells)", ylabel=what)
@@ -149,7 +149,9 @@ def _line(axes: "Axes", name: str, places: list[float], numbers: Sequence[Number
     axes.errorbar(at, [number["value"] for number in known], _bars(known), label=name, **look)
     many = [(place, number["best"]) for place, number in found if number["cells"] > 1]
     if many:
-        named = {"label": BEST} if all(label != BEST for label in axes.get_legend_handles_labels()[1]) else {}
+        named: dict[str, Any] = (
+            {"label": BEST} if all(label != BEST for label in axes.get_legend_handles_labels()[1]) else {}
+        )
         axes.plot(*zip(*many), ls="none", marker=marker, mfc="none", mec=color, ms=5, alpha=0.8, **named)
 
 
