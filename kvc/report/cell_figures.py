@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 COLORS = "YlGnBu"
 DASHES = ("--", ":", "-.", (0, (8, 2)), (0, (1, 3)))
-BEST = "best cell: too high"
+BEST = "best cell (biased upwards)"
 LONGEST = 52  # characters of a line of a label
 MOST_TICKS = 9  # with more values they stand at equal distances
 LOG_FROM = 8.0  # ratio of the largest to the smallest value from which the axis is logarithmic
@@ -69,7 +69,7 @@ def draw_lines(
 ) -> "Figure":
     """A metric over one setting: a line for each group of cells, and arms that do not depend on it as levels.
 
-    A hollow marker is the best single cell behind a mean, which is too high where there are many.
+    A hollow marker is the best single cell behind a mean, which is biased upwards: the more cells, the more of it is luck.
 
     Args:
         setting: Its name.
@@ -124,12 +124,16 @@ def draw_ranking(
         axes = result.subplots()
         rows = list(range(len(entries)))[::-1]
         measured = [entry[2] for entry in entries]
-        name = "measured on the other questions" if parted else "measured on the same questions: too high"
+        name = (
+            "measured on the other questions" if parted else "on the questions that it was chosen by (biased upwards)"
+        )
         look: dict[str, Any] = {"fmt": "o", "color": PALETTE[0], "ms": 5, "elinewidth": 1.2, "label": name}
         axes.errorbar([number["value"] for number in measured], rows, xerr=_bars(measured), **look)
         if parted:
             chosen = [entry[1]["value"] for entry in entries]
-            axes.plot(chosen, rows, "D", mfc="none", mec=MUTED, ms=5, label="on those it was chosen by: too high")
+            axes.plot(
+                chosen, rows, "D", mfc="none", mec=MUTED, ms=5, label="on those that it was chosen by (biased upwards)"
+            )
         for (arm, number), dashes in zip(levels.items(), DASHES * len(levels)):
             axes.axvline(number["value"], color=ARM, ls=dashes, lw=1.2, label=arm)
         axes.set_yticks(rows, [fill(entry[0], LONGEST) for entry in entries], fontsize=7)

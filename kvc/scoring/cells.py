@@ -103,9 +103,8 @@ def make_cells(files: Sequence[Samples], ks: Sequence[int] | None = None) -> tup
             for item in items:
                 other = seen.setdefault((identity, file.seeds, arm, item.key), file.path)
                 if other is not file.path:
-                    raise UserError(
-                        f"{file.path}: question {item.key[0]} of '{arm}' is in {other} with equal settings and seeds"
-                    )
+                    twin = f"question {item.key[0]} of '{arm}' is in {other} with equal settings and seeds"
+                    raise UserError(f"{file.path}: {twin}: score them apart")
                 cell.graded.setdefault(arm, []).append((file.path, grade(item, sizes)))
     found = list(cells.values())
     for cell, label in zip(found, _labels(found)):

@@ -12,6 +12,8 @@ KIND = "ask"
 RENAMED = {"max_new_tokens": "summary_tokens"}
 """Settings of a study that have another meaning when asking."""
 SEED = "seed"
+NOT_SETTINGS = (SEED, "schema", "model", "documents")
+"""What a study notes beside its settings; documents are counted instead."""
 Key = tuple[str, str]
 """Id and text of a question: what pairs arms, files and seeds."""
 
@@ -87,7 +89,7 @@ def read_samples(path: Path, gold: str | None = None) -> Samples:
     study = _optional(path, memory, "study", "memory.")
     model = _optional(path, content, "model")
     settings = {"model": model.get("name"), "model_hash": model.get("hash")}
-    settings |= {RENAMED.get(key, key): value for key, value in study.items() if key != SEED}
+    settings |= {RENAMED.get(key, key): value for key, value in study.items() if key not in NOT_SETTINGS}
     settings |= {"documents": memory["documents"]} if "documents" in memory else {}
     settings |= {f"ask.{key}": value for key, value in asked.items() if key not in (SEED, "repeat_time")}
     arms: dict[str, list[Sampled]] = {arm: [] for arm in content.get("arms") or []}

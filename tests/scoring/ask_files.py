@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 STUDY = {
+    "schema": 1,
+    "model": {"name": "tiny", "hash": "0123"},
+    "documents": "f00d",
     "mode": "takeaways",
     "summary_complexity": "complex",
     "budget": 1312,
