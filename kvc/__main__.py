@@ -15,6 +15,7 @@ COMMANDS = {
     "annotate": "mark reasoning traces with <COMP>, or analyse marked ones",
     "study": "read documents once, and keep the compressed memory of them",
     "ask": "answer questions from a studied memory, and from the baselines beside it",
+    "score": "grade the samples of ask: pass@k, mean and majority of every arm, plots over settings",
     "ablations": "finished context compressors in the files of the SQuAD experiments, with a summary",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
     "completion": "print a shell completion script",

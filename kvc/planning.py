@@ -12,6 +12,9 @@ from kvc.errors import UserError
 from kvc.runs import RunFolder
 from kvc.sweep.plan import Plan
 
+REPLACE = ("--overwrite", "--recompute")
+"""Options by which commands replace what is there."""
+
 
 class PlannedCli(Cli):
     """The CLI up to the point where it would claim the run folder.
@@ -75,4 +78,4 @@ def plan(argv: list[str], planned: Mapping[Path, dict[str, Any]]) -> Plan:
     except SystemExit:
         raise UserError(f"'{' '.join(argv)}' only prints its help") from None
     known = {option for action in parser._actions for option in action.option_strings}
-    return Plan(overwrite=("--overwrite",) if "--overwrite" in known else ())
+    return Plan(overwrite=tuple(option for option in REPLACE if option in known)[:1])

@@ -21,14 +21,15 @@ ALLOWED = {
     "generation": BOTTOM | {"cache"},
     "data": BOTTOM,
     "methods": BOTTOM | {"cache", "eviction", "generation", "data"},
+    "scoring": BOTTOM | {"data"},
     "runs": {"", "errors", "messages", "core.files"},
     "callbacks": BOTTOM | {"runs"},
     "sweep": {"runs", "errors", "messages", "core.files"},
     "report": {"runs", "errors", "messages", "core.files"},
     "loading": BOTTOM | {"runs"},
     "commands": BOTTOM
-    | {"cache", "eviction", "generation", "data", "methods", "report", "sweep", "runs", "loading", "__main__", ""}
-    | {"planning"},
+    | {"cache", "eviction", "generation", "data", "methods", "report", "scoring", "sweep", "runs", "loading"}
+    | {"planning", "__main__", ""},
     "parser": BOTTOM,
     "compose": {"errors", "runs"},
     "planning": {"errors", "runs", "cli", "sweep.plan", "__main__"},

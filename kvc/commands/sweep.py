@@ -24,9 +24,12 @@ grid file (paths are relative to it):
     size: [{name: small, set: {...}}]      a value that sets several keys, or base: FILE
   seeds: [42, 43]                          one more axis
   exclude: [{size: small, seed: 43}]       include: [{model.init_args.optim.lr: 0.1}]
+  require: [budget > window + prefix]      keeps the combinations that meet it; sums of settings and numbers
+  random: {count: 1024, seed: 42}          draws so many of what is left; a larger count adds to a smaller one
   command: fit                             any command; gpus_per_cell: 2; args: [...] for positional words
   stages: {train: {...}, evaluate: {command: test, each: train, set: {run: "{train.run_dir}"}}}
                                            several such blocks; needs: [STAGE] waits, each: STAGE makes a cell for each
+  verify: true                             marks a stage that --no-verify leaves out
   {run_dir}  {STAGE.run_dir}  {STAGE.run_dirs}   folders of the cell, of the cell that it needs, of all that it needs
 
 examples:
@@ -34,6 +37,7 @@ examples:
   python -m kvc sweep experiments/sweep_tiny.yaml --slots cpu:2
   python -m kvc sweep grid.yaml --slots 0,1,2,3
   python -m kvc sweep grid.yaml --only 'train/*seed=42'
+  python -m kvc sweep experiments/rkv_budgets.yaml --no-verify
   python -m kvc sweep grid.yaml --executor slurm --slurm timeout_min=240 partition=gpu cpus_per_task=8
 
 Runs lie in runs/GRID/CELL, logs in runs/GRID/.sweep/logs. The same command again runs what is missing, begun or stale.
@@ -55,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     add("--slots", metavar="SLOTS", help="0,1,2,3 (GPU ids) or cpu:N; default: every visible GPU, else cpu:1")
     add("--root", metavar="DIR", type=Path, help="folder of the sweep; default: runs/NAME_OF_THE_GRID")
     add("--only", metavar="PATTERN", help="only cells whose names match (*, ?), and what they need")
+    add("--no-verify", dest="no_verify", action="store_true", help="leave out the stages with verify: true")
     add("--dry-run", dest="dry_run", action="store_true", help="show the cells and their commands, run nothing")
     add("--executor", choices=("local", "slurm"), default="local", help="where cells run (default: local)")
     add(
@@ -87,7 +92,7 @@ def main(argv: list[str]) -> int:
     from kvc.runs import RUNS, lock_folder
     from kvc.sweep.board import Board
     from kvc.sweep.cells import make_cells, plan_cells
-    from kvc.sweep.grid import read_grid
+    from kvc.sweep.grid import read_grid, without_verification
     from kvc.sweep.local import LocalExecutor
     from kvc.sweep.slots import parse_slots, visible_gpus
     from kvc.sweep.slurm import SlurmExecutor, parse_parameters
@@ -96,6 +101,7 @@ def main(argv: list[str]) -> int:
     from kvc.sweep.stop import Stop
 
     grid = read_grid(options.grid, TRAINER_COMMANDS, [name for name in COMMANDS if name != "sweep"])
+    grid = without_verification(grid) if options.no_verify else grid
     root = options.root or RUNS / grid.name
     cells = _only(make_cells(grid, root, TRAINER_COMMANDS), options.only)
     parameters = parse_parameters(options.slurm)

@@ -10,7 +10,8 @@ _MIXED = re.compile(r"(-?)(\d+) (\d+)/(\d+)")
 _FRACTION = re.compile(rf"({_SIGNED})\s*/\s*({_NUMBER})")
 _PLAIN = re.compile(_SIGNED)
 _FINAL = re.compile(r"####[ \t]*:?(.*?)(?=####|\Z)", re.DOTALL)
-_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
+_LATEX_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]+)\}|(\d))\s*(?:\{([^{}]+)\}|(\d))")
+_ANNOUNCED = re.compile(r"\banswer(?:\s+is\b|\s*(?:\*\*|__)?\s*[:=])\s*:?", re.IGNORECASE)
 _SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _LATEX_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{([^{}]*)\}")
 _LATEX_SPACE = re.compile(r"\\(?:left|right|displaystyle|[,;:! ()\[\]])")
@@ -20,7 +21,7 @@ def _plain(text: str) -> str:
     """Text without LaTeX wrapping, Markdown emphasis, currency signs and the like."""
     text = _LATEX_SPACE.sub("", text.replace("\\$", "$").replace("\\%", "%").replace("{,}", ","))
     text = re.sub(r"(?<=\d)(?=\\[dt]?frac)", " ", text)
-    text = _LATEX_TEXT.sub(r" \1 ", _LATEX_FRACTION.sub(r"\1/\2", text))
+    text = _LATEX_TEXT.sub(r" \1 ", _LATEX_FRACTION.sub(r"\1\2/\3\4", text))
     text = re.sub(r"\^\s*\{?\\circ\}?|°", "", text)
     text = re.sub(rf"{_CURRENCY}|\*\*|__|`", "", text)
     return re.sub(r"[\u2212\u2013]", "-", text).strip()
@@ -120,11 +121,26 @@ def last_boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, with nested braces; None if there is none."""
     for start in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
         depth = 1
-        for position in range(start, len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
+        # An escaped brace is a character of a set, and may have no partner: \left\{ ... \right.
+        for brace in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+            depth += {"{": 1, "}": -1}.get(brace.group(), 0)
             if depth == 0:
-                return text[start:position].strip()
+                return text[start : brace.start()].strip()
     return None
+
+
+def announced_number(text: str) -> str | None:
+    """The number after the last "answer is" or "answer:" that a number follows, normalised; None without one."""
+    ends = [match.end() for match in _ANNOUNCED.finditer(text)]
+    found = (normalize_number(text[end : end + 200].lstrip()) for end in reversed(ends))
+    return next((number for number in found if number is not None), None)
+
+
+def announced_words(text: str) -> str | None:
+    """The rest of the line after the last "answer is" or "answer:", without a full stop; None without one."""
+    found = [text[match.end() :].strip().split("\n", 1)[0] for match in _ANNOUNCED.finditer(text)]
+    words = [line.strip("*_ ").rstrip(".").strip("*_ ") for line in found]
+    return next((line for line in reversed(words) if line), None)
 
 
 def extract_answer(completion: str) -> str | None:

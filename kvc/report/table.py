@@ -225,7 +225,7 @@ def show(results: dict[str, dict[str, Any]], metrics: Sequence[str] | None, cons
         console: Where to; columns that do not fit its width go into a further table.
     """
     chosen = list(metrics or key_metrics(results.values()))
-    _print(console, "Metrics (95 % interval; best bold)", rows_of(results), chosen)
+    print_rows(console, "Metrics (95 % interval; best bold)", rows_of(results), chosen)
     differences = {run: result.get("differences", {}) for run, result in results.items()}
     _print_differences(
         console, "Paired differences, method - arm (* interval excludes 0)", differences, metrics, chosen
@@ -238,7 +238,7 @@ def show(results: dict[str, dict[str, Any]], metrics: Sequence[str] | None, cons
         rows += [Row(name, arm, values, {} if arm else facts) for arm, values in group.metrics.items()]
         paired[name] = group.differences
     if rows:
-        _print(console, "Mean over seeds (t-interval, n = seeds)", rows, chosen)
+        print_rows(console, "Mean over seeds (t-interval, n = seeds)", rows, chosen)
         title = "Paired differences, mean over seeds (t-interval, n = seeds)"
         _print_differences(console, title, paired, metrics, chosen)
     for warning in mismatches(results):
@@ -258,10 +258,10 @@ def _print_differences(
     if not wanted and not asked:
         wanted = known[:KEY_METRICS]
     if wanted:
-        _print(console, title, [row for row in rows if row.values.keys() & set(wanted)], wanted, signed=True)
+        print_rows(console, title, [row for row in rows if row.values.keys() & set(wanted)], wanted, signed=True)
 
 
-def _print(console: "Console", title: str, rows: list[Row], metrics: list[str], signed: bool = False) -> None:
+def print_rows(console: "Console", title: str, rows: Sequence[Row], metrics: list[str], signed: bool = False) -> None:
     """Print one table, or several where the columns do not fit side by side."""
     from rich.table import Table
 

@@ -161,20 +161,43 @@ def _drafts(grid: Grid, stage: Stage, cells: list[Cell], points: dict[str, Point
 def _points(grid: Grid, stage: Stage) -> Iterator[tuple[str, Point]]:
     """Label and values of each cell on the stage's own axes."""
     labels = labels_of(axis.key for axis in stage.axes)
+    for point in _product(grid, stage):
+        yield ",".join(f"{labels[key]}={choice.name}" for key, choice in point.items()), point
+    for name, point in stage.include:
+        own = labels_of(point)
+        yield name or ",".join(f"{own[key]}={choice.name}" for key, choice in point.items()), point
+
+
+def _product(grid: Grid, stage: Stage) -> list[Point]:
+    """The product of the axes: what is not excluded and meets every condition, or as many of it as are drawn."""
     used = [False] * len(stage.exclude)
     choices = [[(axis.key, choice) for choice in axis.choices] for axis in stage.axes]
+    points = []
     # Without axes, cells that are listed are all there are.
     for chosen in product(*choices) if choices or not stage.include else ():
         point = dict(chosen)
         hits = [all(point[key].name in names for key, names in rule.items()) for rule in stage.exclude]
         used = [before or hit for before, hit in zip(used, hits)]
         if not any(hits):
-            yield ",".join(f"{labels[key]}={choice.name}" for key, choice in point.items()), point
+            points.append(point)
     if not all(used):
         raise UserError(f"{grid.path}: stage '{stage.name}': exclude: rule {used.index(False) + 1} meets no cell")
-    for name, point in stage.include:
-        own = labels_of(point)
-        yield name or ",".join(f"{own[key]}={choice.name}" for key, choice in point.items()), point
+    try:
+        points = [point for point in points if all(condition.holds(_set(stage, point)) for condition in stage.require)]
+    except ValueError as error:
+        raise UserError(f"{grid.path}: stage '{stage.name}': require: {error}") from error
+    try:
+        return stage.random.of(points) if stage.random else points
+    except ValueError as error:
+        raise UserError(f"{grid.path}: stage '{stage.name}': random.count: {error}") from error
+
+
+def _set(stage: Stage, point: Point) -> Settings:
+    """Settings of the stage, then those of the values on its axes."""
+    settings = dict(stage.settings)
+    for choice in point.values():
+        settings |= choice.settings
+    return settings
 
 
 def _needed(
@@ -209,9 +232,7 @@ def _cell(
     """Settings in order of precedence, references resolved, as a command line."""
     label, point = draft.own
     choices: list[Choice] = list(point.values())
-    settings: Settings = dict(stage.settings)
-    for choice in choices:
-        settings |= choice.settings
+    settings = _set(stage, point)
     folders = Folders(f"{grid.path}: cell {name}", root / name, {s: [c.folder for c in cs] for s, cs in needed.items()})
     words: list[str] = [stage.command]
     folder = root / name
@@ -229,6 +250,9 @@ def _cell(
             words += [f"--{key}", text]
     else:
         words += _options(settings, folders)
+        if stage.args and isinstance(next(reversed(settings.values()), None), list):
+            # Else the option would take the positional words for more of its values.
+            words.append("--")
         words += [word for text in stage.args for word in substitute(text, folders)]
     ids = [cell.name for group in needed.values() for cell in group]
     return Cell(name, stage.name, tuple(words), folder, tuple(dict.fromkeys(ids)), stage.gpus)

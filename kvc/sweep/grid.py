@@ -10,11 +10,17 @@ import yaml
 from kvc.errors import UserError
 from kvc.runs import read_yaml
 from kvc.sweep.axes import SEED_AXIS, Axis, Choice, Reader, seed_choice
+from kvc.sweep.conditions import Condition, parse_condition
+from kvc.sweep.draws import Draw
 
 Point = dict[str, Choice]
 """What one cell has on each axis, by the axis' key."""
 
-STAGE_KEYS = ("command", "base", "set", "args", "axes", "include", "exclude", "seeds", "needs", "each", "gpus_per_cell")
+STAGE_KEYS = (
+    *("command", "base", "set", "args", "axes", "include", "exclude", "require", "random", "seeds", "needs", "each"),
+    *("verify", "gpus_per_cell"),
+)
+DRAW_KEYS = ("count", "seed")
 RESERVED = ("run_dir", "name", "overwrite", "config")
 
 
@@ -31,8 +37,11 @@ class Stage:
         axes: What varies; the seeds come last.
         include: Cells beside the product of the axes, with their names if they are given.
         exclude: Names of values by axis; a cell that has them all is left out.
+        require: What the settings of a cell of the product must meet; others are left out.
+        random: How many of the product are drawn; all if None.
         needs: Stages that come first.
         each: The stage whose every cell gets cells of this one.
+        verify: Whether it only checks what others have made, so that it can be left out.
         gpus: Slots that one cell takes.
     """
 
@@ -44,8 +53,11 @@ class Stage:
     axes: tuple[Axis, ...] = ()
     include: tuple[tuple[str, Point], ...] = ()
     exclude: tuple[dict[str, frozenset[str]], ...] = ()
+    require: tuple[Condition, ...] = ()
+    random: Draw | None = None
     needs: tuple[str, ...] = ()
     each: str | None = None
+    verify: bool = False
     gpus: int = 1
 
 
@@ -117,6 +129,8 @@ def _stage(reader: Reader, name: str, part: Any, trainer: Collection[str], comma
     reader.check(type(gpus) is int and gpus >= 1, f"{at}gpus_per_cell", f"expected a number from 1, got {gpus!r}")
     each = part.get("each")
     reader.check(each is None or isinstance(each, str), f"{at}each", "expected the name of a stage")
+    verify = part.get("verify", False)
+    reader.check(isinstance(verify, bool), f"{at}verify", f"expected true or false, got {verify!r}")
     axes = reader.axes(part.get("axes", {}), f"{at}axes")
     seed_key = "seed_everything" if command in trainer else "seed"
     if "seeds" in part:
@@ -133,10 +147,42 @@ def _stage(reader: Reader, name: str, part: Any, trainer: Collection[str], comma
         axes=axes,
         include=reader.include(part.get("include", []), f"{at}include", axes, seed_key),
         exclude=reader.exclude(part.get("exclude", []), f"{at}exclude", axes),
+        require=_conditions(reader, part.get("require", []), f"{at}require"),
+        random=_draw(reader, part["random"], f"{at}random") if "random" in part else None,
         needs=reader.strings(part.get("needs", []), f"{at}needs"),
         each=each,
+        verify=verify,
         gpus=gpus,
     )
+
+
+def _conditions(reader: Reader, value: Any, where: str) -> tuple[Condition, ...]:
+    try:
+        return tuple(parse_condition(text) for text in reader.strings(value, where))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{reader.path}: {where}: {error}") from error
+
+
+def _draw(reader: Reader, value: Any, where: str) -> Draw:
+    fine = isinstance(value, dict) and sorted(value) == sorted(DRAW_KEYS)
+    reader.check(fine and all(type(number) is int for number in value.values()), where, "expected {count: N, seed: N}")
+    reader.check(value["count"] >= 1, f"{where}.count", f"expected a number from 1, got {value['count']}")
+    return Draw(value["count"], value["seed"])
+
+
+def without_verification(grid: Grid) -> Grid:
+    """The grid without the stages that only check what others have made.
+
+    Raises:
+        UserError: If there are none, or nothing else.
+    """
+    kept = tuple(stage for stage in grid.stages if not stage.verify)
+    if not kept or len(kept) == len(grid.stages):
+        which = "every" if not kept else "no"
+        raise UserError(f"{grid.path}: --no-verify leaves out stages with verify: true, and {which} stage has it")
+    return Grid(grid.path, grid.name, kept)
 
 
 def _is_name(name: Any) -> bool:
