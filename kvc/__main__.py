@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": "finished runs side by side: tables, CSV, JSON, a page, plots, TensorBoard",
     "annotate": "mark reasoning traces with <COMP>, or analyse marked ones",
     "ablations": "finished context compressors in the files of the SQuAD experiments, with a summary",
+    "cluster": "group questions by what they ask, and find the nearest neighbours of one",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
     "completion": "print a shell completion script",
 }
