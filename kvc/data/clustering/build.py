@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kvc.core.files import atomic, digest, write_json
+from kvc.core.files import digest, write_json
 from kvc.data.clustering.embedder import Embedder, Vectors
 from kvc.data.clustering.folder import (
     CENTROIDS,
@@ -22,7 +22,7 @@ from kvc.data.clustering.folder import (
 )
 from kvc.data.clustering.items import Item
 from kvc.data.clustering.kmeans import Clusters, KMeansSettings, find_clusters, squared_distances
-from kvc.data.clustering.picture import draw_clusters
+from kvc.data.clustering.picture import draw_clusters, write_png
 from kvc.data.clustering.projector import write_projector
 from kvc.data.clustering.terms import typical_terms
 from kvc.errors import UserError
@@ -153,7 +153,6 @@ def _write_clusters(
         about = {"cluster_id": number, "size": len(found), "terms": terms[number], "samples": samples}
         write_json(home / "clusters" / f"cluster_{number}.json", about)
     write_documents(folder / f"data_k{clusters.k}.json", [items[found[0]] for found in members])
-    title = f"{source.rpartition('/')[2]}: {len(items)} questions in {clusters.k} clusters"
-    with atomic(home / "clusters_visualization.png") as temporary:
-        figure = draw_clusters(vectors, clusters, terms, title)
-        figure.savefig(temporary, format="png", dpi=100, metadata={"Software": None})
+    name = "/".join(source.removeprefix("hub:").split("/")[-2:])
+    figure = draw_clusters(vectors, clusters, terms, f"{name}: {len(items)} questions in {clusters.k} clusters")
+    write_png(figure, home / "clusters_visualization.png")

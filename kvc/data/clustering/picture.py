@@ -1,11 +1,14 @@
 """One picture of a clustering: the questions in two dimensions, and what each cluster is about."""
 
+import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvc.core.files import atomic
 from kvc.data.clustering.embedder import Vectors
 from kvc.data.clustering.kmeans import Clusters
 
@@ -31,7 +34,7 @@ def draw_clusters(vectors: Vectors, clusters: Clusters, terms: Sequence[Sequence
 
     points, centres, shares = project(vectors, clusters.centroids)
     colours = _colours(clusters.k)
-    settings = {"text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
+    settings: Any = {"text.parse_math": False, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
     with mpl.rc_context(settings):
         height = max(6.0, 1.1 + LINE * clusters.k)
         figure = Figure(figsize=(11.5, height), facecolor="white", layout="constrained")
@@ -40,9 +43,11 @@ def draw_clusters(vectors: Vectors, clusters: Clusters, terms: Sequence[Sequence
         order = np.random.default_rng(0).permutation(len(points))
         size = float(np.clip(9000 / len(points), 5, 40))
         left.scatter(*points[order].T, s=size, c=colours[clusters.labels[order]], alpha=0.55, lw=0)
-        for number, centre in enumerate(centres):
-            box = {"boxstyle": "circle,pad=0.22", "fc": "white", "ec": colours[number], "lw": 1.4, "alpha": 0.9}
-            left.text(*centre, str(number), fontsize=7.5, color=INK, ha="center", va="center", bbox=box)
+        extent = np.maximum(np.ptp(points, axis=0), 1e-9)
+        for number, (centre, place) in enumerate(zip(centres, apart(centres / extent) * extent)):
+            left.plot(*zip(centre, place), color=colours[number], lw=1)
+            box = {"boxstyle": "circle,pad=0.22", "fc": "white", "ec": colours[number], "lw": 1.4}
+            left.text(*place, str(number), fontsize=7.5, color=INK, ha="center", va="center", bbox=box)
         for axis, share, name in zip((left.xaxis, left.yaxis), shares, ("first", "second")):
             axis.set_label_text(f"{name} principal component ({share:.1%} of the variance)", color=MUTED)
         left.tick_params(colors=MUTED, labelsize=8)
@@ -77,6 +82,31 @@ def project(
     missing = 2 - found.n_components_
     points, centres = (np.pad(found.transform(x), ((0, 0), (0, missing))) for x in (vectors, centroids))
     return points, centres, np.pad(np.nan_to_num(found.explained_variance_ratio_), (0, missing))
+
+
+def apart(places: NDArray[np.float64], gap: float = 0.034, rounds: int = 200) -> NDArray[np.float64]:
+    """Places of labels `[k, 2]`, pushed from each other until none are nearer than `gap`, as far as `rounds` allow."""
+    # Two labels at one place need a direction to part in.
+    places = places + np.random.default_rng(0).normal(scale=1e-4, size=places.shape)
+    for _ in range(rounds):
+        away = places[:, None] - places[None]
+        distances = np.linalg.norm(away, axis=2) + np.eye(len(places)) * gap
+        push = np.maximum(gap - distances, 0) / 2
+        if not push.any():
+            break
+        places = places + (away / distances[..., None] * push[..., None]).sum(1)
+    return places
+
+
+def write_png(figure: "Figure", path: Path) -> None:
+    """Write a picture in 256 colours, which scattered points compress well in."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=100)
+    reduced = Image.open(data).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    with atomic(path) as temporary:
+        reduced.save(temporary, format="png", optimize=True)
 
 
 def _colours(k: int) -> NDArray[np.float64]:

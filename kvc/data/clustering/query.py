@@ -1,8 +1,9 @@
 """Which cluster a new question belongs to, and which questions are most like it."""
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ EMBEDDERS: dict[str, type[TfidfSvd] | type[SentenceEmbedder]] = {
 }
 
 
-class Neighbour(NamedTuple):
+@dataclass(frozen=True)
+class Neighbour:
     """A question of the set beside the one that was asked.
 
     Attributes:
