@@ -78,7 +78,8 @@ def project(
     """
     from sklearn.decomposition import PCA
 
-    found = PCA(min(2, *vectors.shape), svd_solver="full").fit(vectors.astype(np.float64))
+    with np.errstate(invalid="ignore"):
+        found = PCA(min(2, *vectors.shape), svd_solver="full").fit(vectors.astype(np.float64))
     missing = 2 - found.n_components_
     points, centres = (np.pad(found.transform(x), ((0, 0), (0, missing))) for x in (vectors, centroids))
     return points, centres, np.pad(np.nan_to_num(found.explained_variance_ratio_), (0, missing))

@@ -51,7 +51,7 @@ class TfidfSvd(Embedder):
         except ValueError:
             raise UserError("no question holds a word of two letters or more, so TF-IDF has nothing to count") from None
         # With several threads the order of summation, and so the last bits, would depend on the machine.
-        with threadpool_limits(1):
+        with threadpool_limits(1), np.errstate(invalid="ignore"):
             svd = TruncatedSVD(min(self.dimensions, *counts.shape), random_state=self.seed).fit(counts)
         self._axes_VD = svd.components_.T.astype(np.float32)
         return self.embed(questions)
