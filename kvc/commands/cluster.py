@@ -26,12 +26,12 @@ embeddings:
           pip install -e '.[embeddings]'
 
 examples:
-  python -m kvc cluster gsm8k.jsonl --output runs/clusters/gsm8k
-  python -m kvc cluster hub:GAIR/LIMO                                   (into runs/clusters/LIMO)
+  python -m kvc cluster gsm8k.jsonl --output clusters/gsm8k
+  python -m kvc cluster hub:GAIR/LIMO                                   (into clusters/LIMO)
   python -m kvc cluster hub:GAIR/LIMO --embeddings sentence-transformers/all-MiniLM-L6-v2 --overwrite
-  python -m kvc cluster --output runs/clusters/gsm8k --similar "How many eggs does Janet sell?" --neighbours 5
-  python -m kvc cluster --output runs/clusters/gsm8k --similar "How many eggs does Janet sell?" --save nearest.json
-  tensorboard --logdir runs/clusters/gsm8k/projector
+  python -m kvc cluster --output clusters/gsm8k --similar "How many eggs does Janet sell?" --neighbours 5
+  python -m kvc cluster --output clusters/gsm8k --similar "How many eggs does Janet sell?" --save nearest.json
+  tensorboard --logdir clusters/gsm8k/projector
 
 data_k16.json and data_k40.json (one question a cluster) and nearest.json are documents for `python -m kvc study`.
 """
@@ -48,14 +48,14 @@ def parser() -> argparse.ArgumentParser:
     )
     add = result.add_argument
     add("source", metavar="QUESTIONS_FILE", nargs="?", help="file or hub:owner/name; none: search --output")
-    add("--output", metavar="DIR", type=Path, help="folder of the clusters; default: runs/clusters/NAME_OF_THE_FILE")
+    add("--output", metavar="DIR", type=Path, help="folder of the clusters; default: clusters/NAME_OF_THE_FILE")
     add("--split", metavar="NAME", help="split of a Hub dataset (default: train)")
     add("--embeddings", metavar="tfidf|MODEL", help="what turns a question into a vector (default: tfidf)")
     add("--prompt", metavar="NAME", help="prompt of the sentence-transformers model")
     add("--dimensions", metavar="N", type=positive, help="length of a TF-IDF vector (default: 128)")
     add("--k", metavar="K", type=positive, nargs="+", help="numbers of clusters (default: 16 40)")
     add("--seed", metavar="N", type=int, help="of SVD and k-means (default: 42)")
-    add("--overwrite", action="store_true", help="replace clusters of other questions or settings in DIR")
+    add("--overwrite", action="store_true", help="replace FILE, and clusters of others in DIR")
     search = result.add_argument_group("search")
     search.add_argument("--similar", metavar="QUESTION", help="print its nearest neighbours and its cluster for each k")
     search.add_argument("--neighbours", metavar="N", type=positive, help="how many (default: 20)")
@@ -87,6 +87,8 @@ def main(argv: list[str]) -> int:
                 raise UserError(f"--{name} needs --similar QUESTION")
         if options.source is None:
             raise UserError("give QUESTIONS_FILE to cluster, or --output DIR and --similar QUESTION to search")
+    if options.save is not None and options.save.exists() and not options.overwrite:
+        raise UserError(f"--save {options.save}: exists, add --overwrite to replace it")
     try:
         output = _search_folder(options) if options.source is None else _cluster(options, console)
         if options.similar is not None:
@@ -111,11 +113,10 @@ def _cluster(options: argparse.Namespace, console: "Console") -> Path:
     from kvc.data.clustering.folder import check_output
     from kvc.data.clustering.items import load_items
     from kvc.data.clustering.kmeans import KMeansSettings
-    from kvc.runs import RUNS, lock_folder
+    from kvc.runs import lock_folder
 
     source = options.source
-    name = source.removeprefix("hub:").replace(":", "-").rpartition("/")[2]
-    output = Path(options.output or RUNS / "clusters" / Path(name).stem)
+    output = Path(options.output or Path("clusters") / _name(source))
     ks = options.k or [16, 40]
     items = load_items(source, options.split or "train")
     check_numbers(items, ks)
@@ -142,6 +143,13 @@ def _cluster(options: argparse.Namespace, console: "Console") -> Path:
         console.print(f"{unsolved} of {len(items)} questions have no reasoning or no solution")
     console.print(f"wrote {output}; tensorboard --logdir {output / 'projector'} shows the questions")
     return output
+
+
+def _name(source: str) -> str:
+    """A folder's name: that of the Hub dataset and its configuration, or that of the file without its ending."""
+    if source.startswith("hub:"):
+        return source.rpartition("/")[2].replace(":", "-")
+    return Path(source).stem
 
 
 def _embedder(options: argparse.Namespace) -> "Embedder":

@@ -8,6 +8,7 @@ import pytest
 from word_problems import rows, write
 
 from kvc.__main__ import main
+from kvc.commands.cluster import _name
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 NEW = "How many eggs do the chickens of this farmer lay?"
@@ -28,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cluster_then_search(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cluster", "farm.jsonl", "--k", "3"]) == 0
-    folder = Path("runs/clusters/farm")
+    folder = Path("clusters/farm")
     said = capsys.readouterr().out
     assert "24 questions" in said
     assert "k = 3: 8 to 8 questions a cluster" in said
@@ -46,6 +47,17 @@ def test_cluster_then_search(place: Path, capsys: pytest.CaptureFixture[str]) ->
     assert [set(document) for document in saved] == [{"problem", "reasoning", "solution"}] * 4
     assert saved[0]["problem"][:40] in lines[0]
     assert contents(folder) == before
+
+    assert main(search) == 2
+    assert "--save near.json: exists, add --overwrite to replace it" in capsys.readouterr().err
+    assert main([*search, "--overwrite"]) == 0
+    assert contents(folder) == before
+
+
+def test_names_of_folders() -> None:
+    assert _name("some/gsm8k.v2.jsonl") == "gsm8k.v2"
+    assert _name("hub:GAIR/LIMO") == "LIMO"
+    assert _name("hub:openai/gsm8k-1.5:main") == "gsm8k-1.5-main"
 
 
 def test_finished_clusters_are_kept(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,7 @@ def replaced(folder: Path) -> Iterator[Path]:
 
     The caller keeps other processes out. What a killed process left there is removed first.
     """
+    folder = folder.resolve()
     partial, old = (folder.with_name(f".{folder.name}.{state}") for state in ("partial", "replaced"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -16,7 +16,7 @@ from kvc.data.clustering.sentences import SentenceEmbedder
 from kvc.data.clustering.tfidf import TfidfSvd
 from kvc.errors import UserError
 
-LIMO_FOLDER = "runs/clusters/LIMO"
+LIMO_FOLDER = "clusters/LIMO"
 EMBEDDERS: dict[str, type[TfidfSvd] | type[SentenceEmbedder]] = {
     embedder.kind: embedder for embedder in (TfidfSvd, SentenceEmbedder)
 }

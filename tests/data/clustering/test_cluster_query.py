@@ -60,9 +60,9 @@ def test_questions_without_an_answer(clusters: Path, question: str, sentence: st
 
 def test_the_call_of_the_brief(clusters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="runs/clusters/LIMO holds no clusters: python -m kvc cluster"):
+    with pytest.raises(UserError, match="clusters/LIMO holds no clusters: python -m kvc cluster"):
         LIMOClusterQuery(k_value=16)
-    shutil.copytree(clusters, "runs/clusters/LIMO")
+    shutil.copytree(clusters, "clusters/LIMO")
     cluster_id, samples = LIMOClusterQuery(k_value=3).find_closest_cluster(NEW)
     assert 0 <= cluster_id < 3
     assert len(samples) == 8
