@@ -17,6 +17,7 @@ COMMANDS = {
     "ask": "answer questions from a studied memory, and from the baselines beside it",
     "score": "grade the samples of ask: pass@k, mean and majority of every arm, plots over settings",
     "ablations": "finished context compressors in the files of the SQuAD experiments, with a summary",
+    "cluster": "group questions by what they ask, and find the nearest neighbours of one",
     "export": "write a trained method as a PEFT / safetensors folder or to the Hub",
     "completion": "print a shell completion script",
 }
