@@ -73,6 +73,11 @@ def test_finished_clusters_are_kept(place: Path, capsys: pytest.CaptureFixture[s
     assert "--output out holds other clusters (embedder, seed differ)" in err
     assert len(err.splitlines()) == 1
     assert contents(Path("out")) == before
+    write(Path("more.jsonl"), rows(9))
+    assert main(["cluster", "more.jsonl", *command[2:]]) == 2
+    assert "--output out holds other clusters (data_hash differ)" in capsys.readouterr().err
+    assert contents(Path("out")) == before
+    Path("more.jsonl").unlink()
     assert main([*command, "--seed", "7", "--overwrite"]) == 0
     assert json.loads(Path("out/clusters.json").read_text())["seed"] == 7
     assert sorted(path.name for path in place.iterdir()) == ["farm.jsonl", "out"]
