@@ -69,7 +69,7 @@ def draw_lines(
 ) -> "Figure":
     """A metric over one setting: a line for each group of cells, and arms that do not depend on it as levels.
 
-    A hollow marker is the best single cell behind a mean, which is biased upwards: the more cells, the more of it is luck.
+    A hollow marker is the best single cell behind a mean: the more cells, the more of it is luck.
 
     Args:
         setting: Its name.
