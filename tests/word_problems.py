@@ -12,10 +12,10 @@ NAMES = tuple(TOPICS)
 
 
 def rows(each: int = 8) -> list[dict[str, str]]:
-    """Records of LIMO's form, topics in turn."""
+    """Records of LIMO's form, topics in turn; no two of a topic are equally far from the others."""
     return [
         {
-            "question": f"{TOPICS[name].format(n=10 + i, m=30 + i)} Remember word{i}.",
+            "question": f"{TOPICS[name].format(n=10 + i, m=30 + i)} {' '.join(f'{name}{j}' for j in range(i))}",
             "solution": f"Let me think about the {name} of {i}.\nSo it is {i}.",
             "answer": str(i),
         }
